@@ -1,0 +1,113 @@
+#pragma once
+// The two matrix products of attention as register tiles. They know nothing of policies, and are functions of their
+// own: inlined into one another, g++ 12 keeps the accumulators of one on the stack while the other runs.
+//
+// Lanes are queries. A block of queries is W = V * lanes wide and lies transposed, queries [D, W]; K and V are read
+// where they lie, one broadcast element at a time, so they need unit feature stride only.
+
+#include "attention_balancer/simd/pack.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr bool has_32_registers = true;
+#else
+inline constexpr bool has_32_registers = false;
+#endif
+
+/// Rows of a register tile that is V packs wide: enough accumulators to hide the latency of fma, and no spills.
+template <int V>
+inline constexpr int tile_rows = has_32_registers ? (V == 1 ? 16 : 8) : (V == 1 ? 8 : 4);
+
+/// tile[r][v] += sum over k of a[k][v] * b[k * step + r * row], a [depth, V packs]
+template <Scalar T, int V, int R>
+ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Index row, Index depth,
+                                        simd::Pack<T> (&tile)[R][V]) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  for (Index k = 0; k < depth; ++k) {
+    S column[V];
+    ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) column[v] = simd::load_aligned<S>(a + (k * V + v) * n);
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const S scalar(b[k * step + r * row]);
+      ATTENTION_BALANCER_UNROLL
+      for (int v = 0; v < V; ++v) tile[r][v] = simd::fma(scalar, column[v], tile[r][v]);
+    }
+  }
+}
+
+/// scores [R, W] = K Q^T for R keys, and top [W] raised to them if it is not null.
+template <Scalar T, int V, int R>
+ATTENTION_BALANCER_NOINLINE void score_tile(const T* queries, const T* K, Index key_stride, Index dim, T* scores,
+                                            T* top) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  S tile[R][V];
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r)
+    ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) tile[r][v] = S(T(0));
+  multiply<T, V, R>(queries, K, 1, key_stride, dim, tile);
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r)
+    ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) simd::store_aligned(scores + (r * V + v) * n, tile[r][v]);
+  if (top == nullptr) return;
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    S highest = simd::load_aligned<S>(top + v * n);
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) highest = simd::max(tile[r][v], highest);
+    simd::store_aligned(top + v * n, highest);
+  }
+}
+
+/// output [R, W] = output * shrink [W] + V^T weights, weights [keys, W], for R features of V.
+template <Scalar T, int V, int R>
+ATTENTION_BALANCER_NOINLINE void value_tile(const T* weights, const T* values, Index key_stride, Index keys, T* output,
+                                            const T* shrink) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  S tile[R][V];
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const S factor = simd::load_aligned<S>(shrink + v * n);
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) tile[r][v] = simd::load_aligned<S>(output + (r * V + v) * n) * factor;
+  }
+  multiply<T, V, R>(weights, values, key_stride, 1, keys, tile);
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r)
+    ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) simd::store_aligned(output + (r * V + v) * n, tile[r][v]);
+}
+
+/// Keys in tiles of R rows, what is left in tiles of half as many, down to one.
+template <Scalar T, int V, int R = tile_rows<V>>
+void score_keys(const T* queries, const T* K, Index key_stride, Index keys, Index dim, T* scores, T* top) noexcept {
+  constexpr int width = V * simd::lanes<T>;
+  Index j = 0;
+  for (; j + R <= keys; j += R)
+    score_tile<T, V, R>(queries, K + j * key_stride, key_stride, dim, scores + j * width, top);
+  if constexpr (R > 1)
+    if (j < keys)
+      score_keys<T, V, R / 2>(queries, K + j * key_stride, key_stride, keys - j, dim, scores + j * width, top);
+}
+
+/// Features of V in tiles of R, what is left in tiles of half as many, down to one.
+template <Scalar T, int V, int R = tile_rows<V>>
+void add_values(const T* weights, const T* values, Index key_stride, Index keys, Index dim, T* output,
+                const T* shrink) noexcept {
+  constexpr int width = V * simd::lanes<T>;
+  Index c = 0;
+  for (; c + R <= dim; c += R)
+    value_tile<T, V, R>(weights, values + c, key_stride, keys, output + c * width, shrink);
+  if constexpr (R > 1)
+    if (c < dim) add_values<T, V, R / 2>(weights, values + c, key_stride, keys, dim - c, output + c * width, shrink);
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

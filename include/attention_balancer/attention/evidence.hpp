@@ -1,0 +1,202 @@
+#pragma once
+// Where the attention went: what every other fused kernel throws away. Standard library only, so that the balance
+// half can read evidence without the kernels.
+
+#include <cmath>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "attention_balancer/core/error.hpp"
+#include "attention_balancer/core/types.hpp"
+
+namespace attention_balancer {
+
+namespace detail {
+struct EvidenceAccess;
+}
+
+/// What one call of `attention` observed, per batch item b and query head h. Each call overwrites it.
+/// The spans live until the next call that writes this object.
+template <Scalar T>
+class Evidence {
+ public:
+  /// Sizes of the observed call: batch, query heads, queries, keys.
+  Index batch() const noexcept { return batch_; }
+  Index heads() const noexcept { return heads_; }
+  Index queries() const noexcept { return queries_; }
+  Index keys() const noexcept { return keys_; }
+
+  /// False when observed with QueryWeights::none(): then mass() and exposure() are empty spans.
+  bool has_mass() const noexcept { return has_mass_; }
+
+  /// [keys] sum over queries of u_i p_ij: the weighted attention that each key received.
+  std::span<const T> mass(Index b, Index h) const { return row(mass_, b, h, has_mass_ ? keys_ : 0); }
+
+  /// [keys] sum of u_i over the queries whose masks let them see the key.
+  std::span<const T> exposure(Index b, Index h) const { return row(exposure_, b, h, has_mass_ ? keys_ : 0); }
+
+  /// [queries] natural logarithm of the softmax denominator, sinks included; -inf for an empty row without a sink.
+  std::span<const T> lse(Index b, Index h) const { return row(lse_, b, h, queries_); }
+
+  /// [queries] entropy in nats of each query's distribution over its keys and its sink.
+  std::span<const T> entropy(Index b, Index h) const { return row(entropy_, b, h, queries_); }
+
+  /// Sum over queries of u_i times the probability that went to the sink; 0 without a sink.
+  T sink_mass(Index b, Index h) const { return row(sink_mass_, b, h, 1)[0]; }
+
+  /// Number of queries that had no visible key.
+  Index empty_rows(Index b, Index h) const { return row(empty_rows_, b, h, 1)[0]; }
+
+ private:
+  friend struct detail::EvidenceAccess;
+
+  template <class U>
+  std::span<const U> row(const std::vector<U>& values, Index b, Index h, Index length) const {
+    if (b < 0 || b >= batch_) detail::fail<ShapeError>("evidence batch index", b, bound("batch", batch_));
+    if (h < 0 || h >= heads_) detail::fail<ShapeError>("evidence head index", h, bound("heads", heads_));
+    return {values.data() + (b * heads_ + h) * length, static_cast<std::size_t>(length)};
+  }
+  static std::string bound(const char* what, Index size) {
+    return std::string("be in [0, ") + what + " = " + std::to_string(size) + ")";
+  }
+
+  Index batch_ = 0, heads_ = 0, queries_ = 0, keys_ = 0;
+  bool has_mass_ = false;
+  std::vector<T> mass_, exposure_, lse_, entropy_, sink_mass_;
+  std::vector<Index> empty_rows_;
+};
+
+/// Which queries count, and how much: the u of mass_j = sum_i u_i p_ij. The same for every head and batch item.
+class QueryWeights {
+ public:
+  enum class Kind { all, last, given, none };
+
+  /// Every query counts 1.
+  static QueryWeights all() noexcept { return {}; }
+
+  /// The last `count` queries count 1 (all of them when there are fewer), the others 0. Throws InputError if negative.
+  static QueryWeights last(Index count) {
+    if (count < 0) detail::fail<InputError>("QueryWeights::last count", count, "not be negative");
+    QueryWeights w;
+    w.kind_ = Kind::last;
+    w.count_ = count;
+    return w;
+  }
+
+  /// Weights of the caller, one per query, finite and not negative (InputError otherwise). Borrowed.
+  static QueryWeights of(std::span<const float> weights) { return given(weights, nullptr, weights.data()); }
+  static QueryWeights of(std::span<const double> weights) { return given(weights, weights.data(), nullptr); }
+  static QueryWeights of(const std::vector<float>& weights) { return of(std::span<const float>(weights)); }
+  static QueryWeights of(const std::vector<double>& weights) { return of(std::span<const double>(weights)); }
+  static QueryWeights of(std::vector<float>&&) = delete;
+  static QueryWeights of(std::vector<double>&&) = delete;
+
+  /// No query counts: lse and entropy only, no mass and no exposure.
+  static QueryWeights none() noexcept {
+    QueryWeights w;
+    w.kind_ = Kind::none;
+    return w;
+  }
+
+  Kind kind() const noexcept { return kind_; }
+
+  /// Number of weights given with of(); -1 for the other kinds, which fit any number of queries.
+  Index size() const noexcept { return kind_ == Kind::given ? count_ : -1; }
+
+  /// u of query i of `queries`.
+  template <class T>
+  T weight(Index i, Index queries) const noexcept {
+    switch (kind_) {
+      case Kind::all: return T(1);
+      case Kind::last: return T(i >= queries - count_ ? 1 : 0);
+      case Kind::given: return doubles_ ? static_cast<T>(doubles_[i]) : static_cast<T>(floats_[i]);
+      case Kind::none: break;
+    }
+    return T(0);
+  }
+
+ private:
+  template <class T>
+  static QueryWeights given(std::span<const T> weights, const double* doubles, const float* floats) {
+    for (std::size_t i = 0; i < weights.size(); ++i)
+      if (!(weights[i] >= T(0)) || !std::isfinite(weights[i]))
+        detail::fail<InputError>("QueryWeights::of weight " + std::to_string(i), weights[i],
+                                 "be finite and not negative");
+    QueryWeights w;
+    w.kind_ = Kind::given;
+    w.count_ = static_cast<Index>(weights.size());
+    w.doubles_ = doubles;
+    w.floats_ = floats;
+    return w;
+  }
+
+  Kind kind_ = Kind::all;
+  Index count_ = 0;
+  const double* doubles_ = nullptr;
+  const float* floats_ = nullptr;
+};
+
+namespace evidence {
+
+/// The statistic f of c_j = sum_i u_i f(p_ij): here f(p) = p.
+struct Mass {};
+inline constexpr Mass mass{};
+
+}  // namespace evidence
+
+/// A policy for `attention`: write what was observed into `target`.
+template <Scalar T, class Statistic>
+struct Observation {
+  Evidence<T>* target;
+  QueryWeights weights;
+};
+
+/// Observe the call that this is passed to. `target` must outlive the call and is overwritten by it.
+template <Scalar T, class Statistic = evidence::Mass>
+Observation<T, Statistic> observe(Evidence<T>& target, QueryWeights weights = QueryWeights::all(),
+                                  Statistic = Statistic{}) noexcept {
+  return {&target, weights};
+}
+
+namespace detail {
+
+template <class>
+inline constexpr bool is_observation = false;
+template <class T, class Statistic>
+inline constexpr bool is_observation<Observation<T, Statistic>> = true;
+
+/// Write access for the kernels and the reference.
+struct EvidenceAccess {
+  /// Sizes the storage; allocates only when it grows.
+  template <class T>
+  static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass) {
+    e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
+    const auto rows = static_cast<std::size_t>(batch * heads);
+    const auto per_key = with_mass ? rows * static_cast<std::size_t>(keys) : 0;
+    e.mass_.assign(per_key, T(0));
+    e.exposure_.assign(per_key, T(0));
+    e.lse_.assign(rows * static_cast<std::size_t>(queries), T(0));
+    e.entropy_.assign(rows * static_cast<std::size_t>(queries), T(0));
+    e.sink_mass_.assign(rows, T(0));
+    e.empty_rows_.assign(rows, 0);
+  }
+
+  /// Start of row (b, h) of each array, for row = b * heads + h.
+  template <class T>
+  static T* mass(Evidence<T>& e, Index row) { return e.mass_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
+  template <class T>
+  static T* exposure(Evidence<T>& e, Index row) { return e.exposure_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
+  template <class T>
+  static T* lse(Evidence<T>& e, Index row) { return e.lse_.data() + row * e.queries_; }
+  template <class T>
+  static T* entropy(Evidence<T>& e, Index row) { return e.entropy_.data() + row * e.queries_; }
+  template <class T>
+  static T* sink_mass(Evidence<T>& e, Index row) { return e.sink_mass_.data() + row; }
+  template <class T>
+  static Index* empty_rows(Evidence<T>& e, Index row) { return e.empty_rows_.data() + row; }
+};
+
+}  // namespace detail
+}  // namespace attention_balancer

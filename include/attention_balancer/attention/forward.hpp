@@ -1,0 +1,236 @@
+#pragma once
+// attention and attention_evidence: checks, policies, and the division of the work among workers.
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <thread>
+#include <type_traits>
+
+#include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/policies.hpp"
+#include "attention_balancer/core/workspace.hpp"
+
+namespace attention_balancer {
+namespace detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// How the queries of a head are cut, by their own number only: results do not depend on who computes the chunks.
+template <Scalar T>
+struct Chunks {
+  Index packs, blocks, count;
+
+  explicit Chunks(Index queries) noexcept
+      : packs((queries + simd::lanes<T> - 1) / simd::lanes<T>),
+        blocks(std::max(Index(1), (packs + 1) / block_packs)),  // the last block takes up to 4 packs
+        count(std::min(Index(16), blocks)) {}
+
+  /// First query of chunk c; chunk `count` starts past the last one.
+  Index begin(Index c, Index queries) const noexcept {
+    return c == count ? queries : blocks * c / count * block_packs * simd::lanes<T>;
+  }
+};
+
+/// Runs call's work items, at most `slots` at a time, each with scratch memory of its own.
+template <Scalar T>
+class Worker {
+ public:
+  Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency)
+      : call_(call), evidence_(evidence), chunks_(call.problem.queries),
+        heads_(call.problem.batch * call.problem.heads), with_mass_(evidence != nullptr && evidence->has_mass()) {
+    const Problem& p = call.problem;
+    slots_ = std::clamp(concurrency, Index(1), heads_ * chunks_.count);
+    // Chunks of a head have partial masses of their own, to be added in order. With heads enough for everybody, a
+    // worker takes whole heads and keeps one chunk's at a time; otherwise all are kept, 16 per head at most.
+    by_chunk_ = evidence == nullptr || (chunks_.count > 1 && slots_ > 1 && heads_ < 2 * slots_);
+    partials_kept_ = by_chunk_ && evidence != nullptr ? heads_ * chunks_.count : 0;
+    partial_size_ = Scratch<T>::padded(with_mass_ ? 2 * p.keys + 2 : 2);
+    Scratch<T> sizes;
+    slot_bytes_ = sizes.carve(nullptr, p, with_mass_, with_mass_);
+    const Index bytes = slots_ * slot_bytes_ + partials_kept_ * partial_size_ * static_cast<Index>(sizeof(T));
+    memory_ = workspace.reserve(static_cast<std::size_t>(bytes));
+  }
+
+  template <class Run>
+  void run(const Run& executor) {
+    share(executor, by_chunk_ ? heads_ * chunks_.count : heads_, [this](Index item, const Scratch<T>& scratch) {
+      by_chunk_ ? run_chunk(item, scratch) : run_head(item, scratch);
+    });
+    if (partials_kept_ > 0) share(executor, heads_, [this](Index head, const Scratch<T>&) { add_kept(head); });
+  }
+
+ private:
+  /// f(item, scratch) for all items, taken in order by whichever slot is free.
+  template <class Run, class F>
+  void share(const Run& executor, Index items, F f) {
+    std::atomic<Index> next{0};
+    executor.for_each(std::min(slots_, items), [&](Index slot) {
+      Scratch<T> scratch;
+      scratch.carve(memory_ + slot * slot_bytes_, call_.problem, with_mass_, with_mass_);
+      for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
+    });
+  }
+
+  void run_chunk(Index item, const Scratch<T>& scratch) noexcept {
+    const Index head = item / chunks_.count;
+    attend_chunk(head, item % chunks_.count, scratch, partials_kept_ > 0 ? kept(item) : nullptr);
+  }
+
+  void run_head(Index head, const Scratch<T>& scratch) noexcept {
+    for (Index c = 0; c < chunks_.count; ++c) {
+      attend_chunk(head, c, scratch, scratch.partial);
+      add_partial(head, scratch.partial);
+    }
+  }
+
+  void attend_chunk(Index head, Index chunk, const Scratch<T>& scratch, T* partial) noexcept {
+    const Index queries = call_.problem.queries, keys = with_mass_ ? call_.problem.keys : 0;
+    EvidenceRows<T> rows;
+    if (partial != nullptr) {
+      std::fill_n(partial, 2 * keys + 2, T(0));
+      rows.lse = EvidenceAccess::lse(*evidence_, head);
+      rows.entropy = EvidenceAccess::entropy(*evidence_, head);
+      if (with_mass_) rows.mass = partial, rows.exposure = partial + keys;
+      rows.totals = partial + 2 * keys;
+    }
+    attend_queries(call_, head / call_.problem.heads, head % call_.problem.heads, chunks_.begin(chunk, queries),
+                   chunks_.begin(chunk + 1, queries), scratch, rows);
+  }
+
+  ATTENTION_BALANCER_NOINLINE void add_partial(Index head, const T* partial) noexcept {
+    const Index keys = with_mass_ ? call_.problem.keys : 0;
+    T *mass = EvidenceAccess::mass(*evidence_, head), *exposure = EvidenceAccess::exposure(*evidence_, head);
+    for (Index j = 0; j < keys; ++j) mass[j] += partial[j];
+    for (Index j = 0; j < keys; ++j) exposure[j] += partial[keys + j];
+    *EvidenceAccess::sink_mass(*evidence_, head) += partial[2 * keys];
+    *EvidenceAccess::empty_rows(*evidence_, head) += static_cast<Index>(partial[2 * keys + 1]);
+  }
+
+  void add_kept(Index head) noexcept {
+    for (Index c = 0; c < chunks_.count; ++c) add_partial(head, kept(head * chunks_.count + c));
+  }
+
+  T* kept(Index item) const noexcept {
+    return reinterpret_cast<T*>(memory_ + slots_ * slot_bytes_) + item * partial_size_;
+  }
+
+  const Call<T>& call_;
+  Evidence<T>* evidence_;
+  Chunks<T> chunks_;
+  Index heads_;
+  bool with_mass_, by_chunk_;
+  Index slots_, partials_kept_, partial_size_, slot_bytes_;
+  std::byte* memory_;
+};
+
+template <Executor E>
+Index concurrency_of(const E& executor) {
+  if constexpr (requires { static_cast<Index>(executor.concurrency()); })
+    return std::max(Index(1), static_cast<Index>(executor.concurrency()));
+  else
+    return std::max(Index(1), static_cast<Index>(std::thread::hardware_concurrency()));
+}
+
+/// Everything after the shape checks: `call` has its tensors and problem, the policies bring the rest.
+template <Scalar T, class... P>
+void run_attention(Call<T>& call, P&... policies) {
+  check_positions(call.problem, std::numeric_limits<T>::digits);
+  (validate_policy(policies, call.problem), ...);
+
+  const auto set = collect_policies<T>(policies...);
+  call.policies = policy_calls<T>(set);
+  call.scale = scale_of<T>(call.problem, policies...);
+  if constexpr (count_of<PolicyKind::sink, T, P...> > 0) {
+    auto& sink = find_policy<PolicyKind::sink, T>(policies...);
+    using Sink = std::remove_reference_t<decltype(sink)>;
+    call.sinks = &sink;
+    call.sink_logit = [](const void* s, Index head) { return static_cast<T>(static_cast<const Sink*>(s)->logit(head)); };
+  }
+
+  Evidence<T>* evidence = nullptr;
+  if constexpr (count_of<PolicyKind::observation, T, P...> > 0) {
+    const auto& observation = find_policy<PolicyKind::observation, T>(policies...);
+    evidence = observation.target;
+    call.weights = observation.weights;
+    if (const Index given = call.weights.size(); given >= 0)
+      require_equal("QueryWeights::of number of weights", given, "q.length", call.problem.queries);
+    EvidenceAccess::reshape(*evidence, call.problem.batch, call.problem.heads, call.problem.queries, call.problem.keys,
+                            call.weights.kind() != QueryWeights::Kind::none);
+  }
+
+  auto run = [&](Workspace& workspace) {
+    if constexpr (count_of<PolicyKind::executor, T, P...> > 0) {
+      const auto& executor = find_policy<PolicyKind::executor, T>(policies...);
+      Worker<T>(call, evidence, workspace, concurrency_of(executor)).run(executor);
+    } else {
+      Worker<T>(call, evidence, workspace, 1).run(executor::Sequential{});
+    }
+  };
+  if constexpr (count_of<PolicyKind::workspace, T, P...> > 0) {
+    run(find_policy<PolicyKind::workspace, T>(policies...));
+  } else {
+    Workspace own;
+    run(own);
+  }
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace detail
+
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// out = softmax(mask(modifiers(scale * Q K^T))) V, exact, in memory linear in the lengths.
+///
+/// Shapes: q [B, Hq, Nq, D], k [B, Hkv, Nk, D], v [B, Hkv, Nk, Dv], out [B, Hq, Nq, Dv]; Hq a multiple of Hkv, query
+/// head h attends to key head h / (Hq / Hkv). Nk may be 0; all else is at least 1. Any strides.
+///
+/// Policies come in any number and order: score modifiers (applied in the order given, score::Scale first; without
+/// one the scale is 1 / sqrt(D)), masks (they intersect), normalize::Softmax or a normalize::Sink, an executor
+/// (default executor::Sequential), observe(evidence) and a Workspace.
+///
+/// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN.
+/// Throws ShapeError (sizes, strides, null data, an output that overlaps an input, lengths past the end), InputError
+/// (policies with unusable numbers) and std::bad_alloc, all before anything is written.
+/// Source: Dao et al., FlashAttention-2, arXiv 2307.08691; Milakov and Gimelshein, arXiv 1805.02867.
+template <class Q, class K, class V, class O, class... P>
+void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v, const TensorView<O>& out,
+               P&&... policies) {
+  using T = std::remove_const_t<O>;
+  constexpr bool scalars = std::is_same_v<std::remove_const_t<Q>, T> && std::is_same_v<std::remove_const_t<K>, T> &&
+                           std::is_same_v<std::remove_const_t<V>, T> && Scalar<T>;
+  static_assert(scalars, "attention_balancer: q, k, v and out must all be float or all be double");
+  static_assert(!std::is_const_v<O>, "attention_balancer: out must be a view of mutable elements");
+  if constexpr (scalars && !std::is_const_v<O>) {
+    if constexpr (detail::policies_fit<T, P...>()) {
+      const auto lq = detail::layout("q", q), lk = detail::layout("k", k), lv = detail::layout("v", v),
+                 lo = detail::layout("out", out);
+      Problem problem = detail::check_queries_and_keys(lq, lk);
+      detail::check_values_and_output(problem, lq, lk, lv, lo);
+      detail::Call<T> call{problem, q, k, v, out};
+      detail::run_attention<T>(call, policies...);
+    }
+  }
+}
+
+/// The evidence of attention without values and without output: the policies as for `attention`, one of them
+/// observe(evidence). Costs about half of it.
+template <class Q, class K, class... P>
+void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... policies) {
+  using T = std::remove_const_t<Q>;
+  constexpr bool scalars = std::is_same_v<std::remove_const_t<K>, T> && Scalar<T>;
+  static_assert(scalars, "attention_balancer: q and k must both be float or both be double");
+  if constexpr (scalars) {
+    if constexpr (detail::policies_fit<T, P...>()) {
+      constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> == 1;
+      static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
+      if constexpr (observed) {
+        const Problem problem = detail::check_queries_and_keys(detail::layout("q", q), detail::layout("k", k));
+        detail::Call<T> call{problem, q, k, {}, {}};
+        detail::run_attention<T>(call, policies...);
+      }
+    }
+  }
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer

@@ -1,0 +1,158 @@
+#pragma once
+// The policies after the tensors: any number, any order, each recognised by what it can do.
+
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/core/workspace.hpp"
+#include "attention_balancer/executor/sequential.hpp"
+#include "attention_balancer/mask/masks.hpp"
+#include "attention_balancer/score/modifiers.hpp"
+#include "attention_balancer/softmax/normalizers.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+enum class PolicyKind { unknown, scale, modifier, mask, softmax, sink, executor, observation, workspace };
+
+template <class>
+inline constexpr bool is_scale = false;
+template <class N>
+inline constexpr bool is_scale<score::Scale<N>> = true;
+template <class>
+inline constexpr bool is_sink = false;
+template <class N>
+inline constexpr bool is_sink<normalize::Sink<N>> = true;
+
+/// What P (without reference) is to a call on tensors of T.
+template <class T, class P>
+consteval PolicyKind policy_kind() {
+  using Policy = std::remove_cv_t<P>;
+  if constexpr (is_scale<Policy>)
+    return PolicyKind::scale;
+  else if constexpr (is_sink<Policy>)
+    return PolicyKind::sink;
+  else if constexpr (is_observation<Policy>)
+    return PolicyKind::observation;
+  else if constexpr (std::is_same_v<Policy, Workspace>)
+    return PolicyKind::workspace;
+  else if constexpr (std::is_same_v<Policy, normalize::Softmax>)
+    return PolicyKind::softmax;
+  else if constexpr (Mask<Policy, T>)
+    return PolicyKind::mask;
+  else if constexpr (Executor<Policy>)
+    return PolicyKind::executor;
+  else if constexpr (ScoreModifier<Policy, T>)
+    return PolicyKind::modifier;
+  else
+    return PolicyKind::unknown;
+}
+
+template <class T, class P>
+inline constexpr PolicyKind kind_of = policy_kind<T, std::remove_reference_t<P>>();
+
+template <PolicyKind Kind, class T, class... P>
+inline constexpr int count_of = (0 + ... + (kind_of<T, P> == Kind ? 1 : 0));
+
+/// An Observation of tensors of T, or no observation at all.
+template <class T, class P>
+inline constexpr bool fits_scalar = true;
+template <class T, class U, class Statistic>
+inline constexpr bool fits_scalar<T, Observation<U, Statistic>> = std::is_same_v<T, U>;
+
+/// Whether the policies can be used together on tensors of T; says why not.
+template <class T, class... P>
+consteval bool policies_fit() {
+  constexpr bool known = count_of<PolicyKind::unknown, T, P...> == 0;
+  static_assert(known,
+                "attention_balancer: an argument after the tensors is no policy: it is no score modifier and no mask "
+                "(callable with scalars and with packs), normaliser, sink, executor, observation or workspace");
+  constexpr bool observations = count_of<PolicyKind::observation, T, P...> <= 1;
+  static_assert(observations, "attention_balancer: a call takes one observation, not two");
+  constexpr bool scalars = (fits_scalar<T, std::remove_cvref_t<P>> && ...);
+  static_assert(scalars, "attention_balancer: the Evidence must have the scalar type of the tensors");
+  constexpr bool sinks = count_of<PolicyKind::sink, T, P...> <= 1;
+  static_assert(sinks, "attention_balancer: a call takes one normalize::Sink, not two");
+  constexpr bool executors = count_of<PolicyKind::executor, T, P...> <= 1;
+  static_assert(executors, "attention_balancer: a call takes one executor, not two");
+  constexpr bool workspaces = count_of<PolicyKind::workspace, T, P...> <= 1;
+  static_assert(workspaces, "attention_balancer: a call takes one Workspace, not two");
+  constexpr bool lvalue = ((kind_of<T, P> != PolicyKind::workspace || std::is_same_v<P, Workspace&>) && ...);
+  static_assert(lvalue, "attention_balancer: pass the Workspace as an lvalue, so that the next call can use it again");
+  return known && observations && scalars && sinks && executors && workspaces && lvalue;
+}
+
+/// The first policy of a kind; there must be one.
+template <PolicyKind Kind, class T, class First, class... Rest>
+auto& find_policy(First& first, Rest&... rest) noexcept {
+  if constexpr (kind_of<T, First> == Kind)
+    return first;
+  else
+    return find_policy<Kind, T>(rest...);
+}
+
+template <PolicyKind Kind, class T, class P>
+auto policy_if(const P& policy) noexcept {
+  if constexpr (kind_of<T, P> == Kind)
+    return std::tuple<const P&>(policy);
+  else
+    return std::tuple<>();
+}
+
+/// Score modifiers and masks, each in the order given.
+template <class T, class... P>
+auto collect_policies(const P&... policies) noexcept {
+  auto modifiers = std::tuple_cat(policy_if<PolicyKind::modifier, T>(policies)...);
+  auto masks = std::tuple_cat(policy_if<PolicyKind::mask, T>(policies)...);
+  return Policies<T, decltype(modifiers), decltype(masks)>{modifiers, masks};
+}
+
+template <class P>
+void validate_policy(const P& policy, const Problem& problem) {
+  if constexpr (requires { policy.validate(problem); }) policy.validate(problem);
+}
+
+/// The factor of the dot products.
+template <class T, class... P>
+T scale_of(const Problem& problem, const P&... policies) noexcept {
+  if constexpr (count_of<PolicyKind::scale, T, P...> == 0) {
+    return static_cast<T>(1 / std::sqrt(static_cast<double>(problem.dim)));
+  } else {
+    double product = 1;
+    auto take = [&](const auto& policy) {
+      if constexpr (kind_of<T, decltype(policy)> == PolicyKind::scale) product *= static_cast<double>(policy.factor);
+    };
+    (take(policies), ...);
+    return static_cast<T>(product);
+  }
+}
+
+/// The set behind plain function pointers.
+template <class T, class Set>
+PolicyCalls<T> policy_calls(const Set& set) noexcept {
+  PolicyCalls<T> calls;
+  calls.policies = &set;
+  calls.has_modifiers = Set::has_modifiers;
+  calls.has_masks = Set::has_masks;
+  if constexpr (Set::has_masks)
+    calls.classify = [](const void* s, const Rect& rect) { return static_cast<const Set*>(s)->classify(rect); };
+  auto fill = [&]<int V>(std::integral_constant<int, V>) {
+    calls.bend[V - 1] = [](const void* s, T* scores, const Place& at, bool partial, T* top) {
+      static_cast<const Set*>(s)->template bend<V>(scores, at, partial, top);
+    };
+    calls.expose[V - 1] = [](const void* s, const Place& at, const T* u, T* exposure) {
+      static_cast<const Set*>(s)->template expose<V>(at, u, exposure);
+    };
+  };
+  if constexpr (Set::has_modifiers || Set::has_masks) {
+    fill(std::integral_constant<int, 1>{});
+    fill(std::integral_constant<int, 2>{});
+    fill(std::integral_constant<int, 3>{});
+  }
+  return calls;
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

@@ -1,0 +1,49 @@
+#pragma once
+// Compiler and ISA configuration. Every macro of the library starts with ATTENTION_BALANCER_.
+
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "attention_balancer needs NaN and infinity: compile without -ffast-math and -ffinite-math-only"
+#endif
+
+// Everything whose machine code depends on -march lives in an inline namespace named after the ISA, so that two
+// translation units compiled for two machines can be linked into one program without sharing a function.
+#if defined(ATTENTION_BALANCER_NO_SIMD)
+#define ATTENTION_BALANCER_ISA isa_scalar
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)
+#define ATTENTION_BALANCER_ISA isa_avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+#define ATTENTION_BALANCER_ISA isa_avx2
+#elif defined(__AVX__)
+#define ATTENTION_BALANCER_ISA isa_avx
+#elif defined(__SSE4_1__)
+#define ATTENTION_BALANCER_ISA isa_sse4
+#elif defined(__SSE2__)
+#define ATTENTION_BALANCER_ISA isa_sse2
+#elif defined(__aarch64__)
+#define ATTENTION_BALANCER_ISA isa_neon64
+#else
+#define ATTENTION_BALANCER_ISA isa_scalar
+#endif
+
+#define ATTENTION_BALANCER_BEGIN_ISA inline namespace ATTENTION_BALANCER_ISA {
+#define ATTENTION_BALANCER_END_ISA }
+
+#define ATTENTION_BALANCER_STRINGIZE_DETAIL(x) #x
+#define ATTENTION_BALANCER_STRINGIZE(x) ATTENTION_BALANCER_STRINGIZE_DETAIL(x)
+
+#if defined(__GNUC__) || defined(__clang__)
+#define ATTENTION_BALANCER_INLINE [[gnu::always_inline]] inline
+#define ATTENTION_BALANCER_NOINLINE [[gnu::noinline]]
+#else
+#define ATTENTION_BALANCER_INLINE inline
+#define ATTENTION_BALANCER_NOINLINE
+#endif
+
+// g++ understands `#pragma GCC unroll`, clang `#pragma unroll`; both need the loop bound to be a constant.
+#if defined(__clang__)
+#define ATTENTION_BALANCER_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define ATTENTION_BALANCER_UNROLL _Pragma("GCC unroll 32")
+#else
+#define ATTENTION_BALANCER_UNROLL
+#endif

@@ -1,0 +1,29 @@
+#pragma once
+// Who runs the independent pieces of a call. An executor never changes a result, not by one bit.
+
+#include <concepts>
+
+#include "attention_balancer/core/types.hpp"
+
+namespace attention_balancer {
+
+namespace executor {
+
+/// Runs everything in the calling thread: the default.
+struct Sequential {
+  Index concurrency() const noexcept { return 1; }
+
+  template <class F>
+  void for_each(Index n, F&& f) const {
+    for (Index i = 0; i < n; ++i) f(i);
+  }
+};
+
+}  // namespace executor
+
+/// An executor calls f(0) ... f(n - 1), in any order and on any threads, and returns when all are done. It may have
+/// `Index concurrency() const`: how many of them can run at once, at least 1 (absent: one per processor).
+template <class E>
+concept Executor = requires(const E& e, void (*f)(Index)) { e.for_each(Index(1), f); };
+
+}  // namespace attention_balancer

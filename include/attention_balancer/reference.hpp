@@ -1,0 +1,168 @@
+#pragma once
+// The executable specification: attention and its evidence in double, untiled, one query at a time, as the formulas
+// read. The kernels are tested against it. It is slow and takes memory for one row of scores; nothing else uses it.
+
+#include <Eigen/Core>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "attention_balancer/attention/forward.hpp"
+
+namespace attention_balancer::reference {
+ATTENTION_BALANCER_BEGIN_ISA
+
+namespace detail {
+
+using namespace attention_balancer::detail;
+
+/// What one query sees.
+struct Row {
+  Eigen::VectorXd p;   // [Nk] probabilities of the keys; of a masked key exactly 0
+  Eigen::Array<bool, Eigen::Dynamic, 1> masked;  // [Nk] by a mask or by a score of -inf
+  double p_sink = 0, lse = 0, entropy = 0;
+  bool empty = false;
+};
+
+/// Softmax over the scores [Nk] and one sink logit (-inf: none).
+inline Row softmax(const Eigen::VectorXd& scores, double sink) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  Row row;
+  row.masked = scores.array() == -inf;
+  row.empty = row.masked.all();
+  double top = sink;
+  for (const double s : scores)
+    if (s > top) top = s;
+  if (row.empty && top == -inf) {
+    row.p = Eigen::VectorXd::Zero(scores.size());
+    row.lse = -inf;
+    return row;
+  }
+  if (top == -inf) top = 0;  // every visible score is not a number
+  const Eigen::ArrayXd weights = row.masked.select(0.0, (scores.array() - top).exp());
+  const double denominator = weights.sum() + std::exp(sink - top);
+  row.p = row.masked.select(0.0, weights / denominator);
+  row.p_sink = std::exp(sink - top) / denominator;
+  row.lse = top + std::log(denominator);
+  // H = - sum p log p, with log p = s - lse; a term whose p is 0 is 0.
+  auto term = [&](double p, double s) { return p == 0 ? 0.0 : p * (row.lse - s); };
+  for (Eigen::Index j = 0; j < scores.size(); ++j) row.entropy += term(row.p[j], scores[j]);
+  row.entropy += term(row.p_sink, sink);
+  return row;
+}
+
+/// Calls visit(batch, head, kv_head, query, seen, row) for every query; seen [Nk] is what the masks leave.
+template <class Q, class K, class Visit, class... P>
+void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorView<K>& k, Visit visit, P&... policies) {
+  (validate_policy(policies, problem), ...);
+  const auto set = collect_policies<double>(policies...);
+  const double scale = scale_of<double>(problem, policies...);
+  auto sink = [&](Index head) {
+    if constexpr (count_of<PolicyKind::sink, double, P...> > 0)
+      return static_cast<double>(find_policy<PolicyKind::sink, double>(policies...).logit(head));
+    else
+      return -std::numeric_limits<double>::infinity();
+  };
+  Eigen::VectorXd scores(problem.keys);
+  Eigen::Array<bool, Eigen::Dynamic, 1> seen(problem.keys);
+  for (Index b = 0; b < problem.batch; ++b)
+    for (Index h = 0; h < problem.heads; ++h) {
+      const Index kv = h / (problem.heads / problem.kv_heads);
+      for (Index i = 0; i < problem.queries; ++i) {
+        for (Index j = 0; j < problem.keys; ++j) {
+          double dot = 0;
+          for (Index c = 0; c < problem.dim; ++c)
+            dot += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, kv, j, c));
+          const auto site = Site<double>::along_queries(b, h, problem, i, j);
+          scores[j] = set.bend_score(scale * dot, site);
+          seen[j] = true;
+          if constexpr (set.has_masks) seen[j] = set.visible(site);
+          if (!seen[j]) scores[j] = -std::numeric_limits<double>::infinity();
+        }
+        visit(b, h, kv, i, seen, softmax(scores, sink(h)));
+      }
+    }
+}
+
+template <class T>
+class Observer {
+ public:
+  Observer(const Observation<T, evidence::Mass>& observation, const Problem& problem)
+      : evidence_(*observation.target), weights_(observation.weights), problem_(problem) {
+    if (const Index given = weights_.size(); given >= 0)
+      require_equal("QueryWeights::of number of weights", given, "q.length", problem.queries);
+    EvidenceAccess::reshape(evidence_, problem.batch, problem.heads, problem.queries, problem.keys,
+                            weights_.kind() != QueryWeights::Kind::none);
+  }
+
+  template <class Seen>
+  void add(Index b, Index h, Index i, const Seen& seen, const Row& row) {
+    const Index head = b * problem_.heads + h;
+    EvidenceAccess::lse(evidence_, head)[i] = static_cast<T>(row.lse);
+    EvidenceAccess::entropy(evidence_, head)[i] = static_cast<T>(row.entropy);
+    if (row.empty) ++*EvidenceAccess::empty_rows(evidence_, head);
+    const double u = weights_.template weight<double>(i, problem_.queries);
+    if (u == 0) return;
+    *EvidenceAccess::sink_mass(evidence_, head) += static_cast<T>(u * row.p_sink);
+    for (Index j = 0; j < problem_.keys; ++j) {
+      if (!row.masked[j]) EvidenceAccess::mass(evidence_, head)[j] += static_cast<T>(u * row.p[j]);
+      if (seen[j]) EvidenceAccess::exposure(evidence_, head)[j] += static_cast<T>(u);
+    }
+  }
+
+ private:
+  Evidence<T>& evidence_;
+  QueryWeights weights_;
+  const Problem& problem_;
+};
+
+/// Hands the rows to the observation, if there is one.
+template <class... P>
+auto observer(const Problem& problem, P&... policies) {
+  if constexpr (count_of<PolicyKind::observation, double, P...> > 0) {
+    return Observer(find_policy<PolicyKind::observation, double>(policies...), problem);
+  } else {
+    struct Nothing {
+      template <class... A>
+      void add(A&&...) {}
+    };
+    return Nothing{};
+  }
+}
+
+}  // namespace detail
+
+/// As attention_balancer::attention, in double whatever the scalars of the views and of the evidence are.
+template <class Q, class K, class V, class O, class... P>
+void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v, const TensorView<O>& out,
+               P&&... policies) {
+  const auto lq = detail::layout("q", q), lk = detail::layout("k", k), lv = detail::layout("v", v),
+             lo = detail::layout("out", out);
+  Problem problem = detail::check_queries_and_keys(lq, lk);
+  detail::check_values_and_output(problem, lq, lk, lv, lo);
+  auto observer = detail::observer(problem, policies...);
+  auto visit = [&](Index b, Index h, Index kv, Index i, const auto& seen, const detail::Row& row) {
+    for (Index c = 0; c < problem.value_dim; ++c) {
+      double sum = 0;
+      for (Index j = 0; j < problem.keys; ++j)
+        if (!row.masked[j]) sum += row.p[j] * static_cast<double>(v(b, kv, j, c));
+      out(b, h, i, c) = static_cast<O>(sum);
+    }
+    observer.add(b, h, i, seen, row);
+  };
+  detail::for_each_row(problem, q, k, visit, policies...);
+}
+
+/// As attention_balancer::attention_evidence, in double.
+template <class Q, class K, class... P>
+void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... policies) {
+  const Problem problem = detail::check_queries_and_keys(detail::layout("q", q), detail::layout("k", k));
+  auto observer = detail::observer(problem, policies...);
+  auto visit = [&](Index b, Index h, Index, Index i, const auto& seen, const detail::Row& row) {
+    observer.add(b, h, i, seen, row);
+  };
+  detail::for_each_row(problem, q, k, visit, policies...);
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::reference

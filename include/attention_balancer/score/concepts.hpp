@@ -1,0 +1,117 @@
+#pragma once
+// What a score modifier is, and what it is told about the score it changes.
+
+#include <algorithm>
+#include <concepts>
+#include <type_traits>
+
+#include "attention_balancer/simd/pack.hpp"
+#include "attention_balancer/tensor/shape.hpp"
+#include "attention_balancer/tensor/tensor_view.hpp"
+
+namespace attention_balancer {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// Where a score stands: which batch item, query head, query and key. S is a scalar, or a pack whose lanes are
+/// consecutive queries of one key or consecutive keys of one query. Modifiers and masks are written once for all.
+template <class S>
+class Site {
+ public:
+  using scalar = simd::scalar_of<S>;
+  static constexpr int lanes = simd::lanes_of<S>;
+
+  /// Batch item, query head, and the numbers of queries and keys of the call.
+  Index batch = 0, head = 0, queries = 0, keys = 0;
+
+  Site() = default;
+
+  /// Position of the query and of the key, from 0, exact.
+  const S& query() const noexcept { return query_; }
+  const S& key() const noexcept { return key_; }
+
+  /// The same for one lane, as an integer. A lane past the last query or key stands at the last one.
+  Index query_at(int lane) const noexcept { return std::min(first_query_ + lane * query_step_, queries - 1); }
+  Index key_at(int lane) const noexcept { return std::min(first_key_ + lane * (1 - query_step_), keys - 1); }
+
+  /// Pack of f(query, key) over the lanes, for what must be looked up.
+  template <class F>
+  S gather(F f) const {
+    if constexpr (lanes == 1) {
+      return S(static_cast<scalar>(f(query_at(0), key_at(0))));
+    } else {
+      alignas(64) scalar values[lanes];
+      for (int l = 0; l < lanes; ++l) values[l] = static_cast<scalar>(f(query_at(l), key_at(l)));
+      return simd::load_aligned<S>(values);
+    }
+  }
+
+  /// The element of a view [batch, heads, queries, keys] that belongs here; an axis of size 1 serves all.
+  template <class T>
+  S at(const TensorView<T>& view) const {
+    const Index b = view.batch == 1 ? 0 : batch, h = view.heads == 1 ? 0 : head;
+    const T* base = view.data + b * view.batch_stride + h * view.head_stride;
+    const Index by_query = view.length == 1 ? 0 : view.length_stride, by_key = view.dim == 1 ? 0 : view.dim_stride;
+    const T* first = base + first_query_ * by_query + first_key_ * by_key;
+    if constexpr (lanes > 1) {
+      const Index lane_stride = query_step_ != 0 ? by_query : by_key;
+      if (lane_stride == 0) return S(static_cast<scalar>(*first));
+      if constexpr (std::is_same_v<std::remove_cv_t<T>, scalar>) {
+        const Index room = query_step_ != 0 ? queries - first_query_ : keys - first_key_;
+        if (lane_stride == 1 && room >= lanes) return simd::load<S>(first);
+      }
+      return gather([&](Index i, Index j) { return base[i * by_query + j * by_key]; });
+    } else {
+      return S(static_cast<scalar>(*first));
+    }
+  }
+
+  /// A site whose lanes are queries first_query, first_query + 1, ... of one key.
+  static Site along_queries(Index batch, Index head, const Problem& problem, Index first_query, Index key) noexcept {
+    Site site{batch, head, problem.queries, problem.keys};
+    site.first_query_ = first_query;
+    site.first_key_ = key;
+    site.query_step_ = 1;
+    site.query_ = site.gather([](Index i, Index) { return i; });
+    site.key_ = S(static_cast<scalar>(key));
+    return site;
+  }
+
+  /// The same queries at another key.
+  void move_to_key(Index key) noexcept {
+    first_key_ = key;
+    key_ = S(static_cast<scalar>(key));
+  }
+
+ private:
+  Site(Index b, Index h, Index nq, Index nk) noexcept : batch(b), head(h), queries(nq), keys(nk) {}
+
+  S query_{}, key_{};
+  Index first_query_ = 0, first_key_ = 0, query_step_ = 1;
+};
+
+/// A score modifier changes a logit: pure, must not throw. Called with scalars and with packs.
+/// It may have `void validate(const Problem&) const`, which throws if it does not fit the call.
+template <class M, class T>
+concept ScoreModifier = requires(const M& m, T score, simd::Pack<T> scores, const Site<T>& site,
+                                 const Site<simd::Pack<T>>& sites) {
+  { m(score, site) } -> std::convertible_to<T>;
+  { m(scores, sites) } -> std::convertible_to<simd::Pack<T>>;
+};
+
+ATTENTION_BALANCER_END_ISA
+
+namespace detail {
+
+/// A view [batch or 1, heads or 1, queries or 1, keys or 1]. Throws ShapeError.
+inline void check_broadcast(const Layout& view, const Problem& problem) {
+  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
+  const Index expected[] = {problem.batch, problem.heads, problem.queries, problem.keys};
+  for (int a = 0; a < 4; ++a)
+    if (view.sizes[a] != 1 && view.sizes[a] != expected[a])
+      fail<ShapeError>(std::string(view.name) + axes[a], view.sizes[a],
+                       "be 1 or " + std::to_string(expected[a]) + " (its axes are batch, heads, queries, keys)");
+  check_layout(view);
+}
+
+}  // namespace detail
+}  // namespace attention_balancer

@@ -1,0 +1,161 @@
+#pragma once
+// The score modifiers of the field. All apply to the scaled logit, in the order in which they are given.
+
+#include <cmath>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention_balancer/score/concepts.hpp"
+
+namespace attention_balancer::score {
+
+namespace detail {
+
+/// The scalar a number deduces to: itself if floating point, double if an integer.
+template <class N>
+using number = std::conditional_t<std::is_integral_v<N>, double, N>;
+
+using attention_balancer::detail::fail;
+
+}  // namespace detail
+
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// The factor that the dot products are multiplied by, instead of 1 / sqrt(D). Applies first wherever it stands;
+/// several multiply. Must be finite (InputError).
+template <Scalar T>
+struct Scale {
+  T factor;
+
+  void validate(const Problem&) const {
+    if (!std::isfinite(factor)) detail::fail<InputError>("score::Scale factor", factor, "be finite");
+  }
+};
+template <class N>
+Scale(N) -> Scale<detail::number<N>>;
+
+/// softcap * tanh(score / softcap); 0 switches it off (Gemma 2, arXiv 2408.00118).
+template <Scalar T>
+struct Softcap {
+  T cap;
+
+  void validate(const Problem&) const {
+    if (!(cap >= T(0)) || !std::isfinite(cap))
+      detail::fail<InputError>("score::Softcap cap", cap, "be finite and not negative");
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>&) const {
+    using scalar = simd::scalar_of<S>;
+    if (cap == T(0)) return score;
+    return S(static_cast<scalar>(cap)) * simd::tanh(score * S(scalar(1) / static_cast<scalar>(cap)));
+  }
+};
+template <class N>
+Softcap(N) -> Softcap<detail::number<N>>;
+
+/// Attention with linear biases: adds -slope * |i + Nk - Nq - j|, one slope per query head (arXiv 2108.12409).
+/// Borrows the slopes.
+template <Scalar T>
+class Alibi {
+ public:
+  explicit Alibi(std::span<const T> slopes) noexcept : slopes_(slopes) {}
+  explicit Alibi(std::span<T> slopes) noexcept : slopes_(slopes) {}
+  explicit Alibi(const std::vector<T>& slopes) noexcept : slopes_(slopes) {}
+  explicit Alibi(std::vector<T>&&) = delete;
+
+  void validate(const Problem& problem) const {
+    if (static_cast<Index>(slopes_.size()) != problem.heads)
+      detail::fail<ShapeError>("score::Alibi number of slopes", slopes_.size(),
+                               "equal the query heads = " + std::to_string(problem.heads));
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
+    using scalar = simd::scalar_of<S>;
+    const S slope(static_cast<scalar>(slopes_[static_cast<std::size_t>(site.head)]));
+    const S offset(static_cast<scalar>(site.keys - site.queries));
+    return score - slope * simd::abs(site.query() + offset - site.key());
+  }
+
+ private:
+  std::span<const T> slopes_;
+};
+template <class T, std::size_t N>
+Alibi(std::span<T, N>) -> Alibi<std::remove_const_t<T>>;
+template <class T>
+Alibi(const std::vector<T>&) -> Alibi<T>;
+
+/// The slopes of the ALiBi paper for `heads` heads: 2^(-8 k / n) for the largest power of two n <= heads, then every
+/// other one of the series for 2 n. Throws ShapeError if heads < 1.
+template <Scalar T = float>
+std::vector<T> alibi_slopes(Index heads) {
+  if (heads < 1) detail::fail<ShapeError>("alibi_slopes heads", heads, "be at least 1");
+  Index power = 1;
+  while (power * 2 <= heads) power *= 2;
+  std::vector<T> slopes;
+  for (Index k = 1; k <= power; ++k)
+    slopes.push_back(static_cast<T>(std::exp2(-8.0 * static_cast<double>(k) / static_cast<double>(power))));
+  for (Index k = 1; static_cast<Index>(slopes.size()) < heads; k += 2)
+    slopes.push_back(static_cast<T>(std::exp2(-4.0 * static_cast<double>(k) / static_cast<double>(power))));
+  return slopes;
+}
+
+/// Adds an element of a view [B or 1, Hq or 1, Nq or 1, Nk or 1]; an axis of size 1 serves all. An additive mask is
+/// a bias: -inf there masks. Borrows the view.
+template <Scalar T>
+class Bias {
+ public:
+  explicit Bias(TensorView<const T> view) noexcept : view_(view) {}
+  explicit Bias(TensorView<T> view) noexcept : view_(view) {}
+
+  void validate(const Problem& problem) const {
+    attention_balancer::detail::check_broadcast(attention_balancer::detail::layout("score::Bias", view_), problem);
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
+    return score + site.at(view_);
+  }
+
+ private:
+  TensorView<const T> view_;
+};
+template <class T>
+Bias(TensorView<T>) -> Bias<std::remove_const_t<T>>;
+
+/// Adds one number per key: the feedback input. With log-shares it multiplies each key's weight by its share before
+/// normalising, which is also ToMe's proportional attention (arXiv 2210.09461). A span of Nk serves every batch item
+/// and head; a view is [B or 1, Hq or 1, 1, Nk]. Borrows what it is given. -inf masks the key.
+template <Scalar T>
+class KeyBias {
+ public:
+  explicit KeyBias(std::span<const T> bias) noexcept
+      : view_(bhsd(bias.data(), 1, 1, 1, static_cast<Index>(bias.size()))) {}
+  explicit KeyBias(std::span<T> bias) noexcept : KeyBias(std::span<const T>(bias)) {}
+  explicit KeyBias(const std::vector<T>& bias) noexcept : KeyBias(std::span<const T>(bias)) {}
+  explicit KeyBias(std::vector<T>&&) = delete;
+  explicit KeyBias(TensorView<const T> view) noexcept : view_(view) {}
+  explicit KeyBias(TensorView<T> view) noexcept : view_(view) {}
+
+  void validate(const Problem& problem) const {
+    using namespace attention_balancer::detail;
+    require_equal("score::KeyBias length", view_.dim, "k.length", problem.keys);
+    require_equal("score::KeyBias view length", view_.length, "one row per head", 1);
+    check_broadcast(layout("score::KeyBias", view_), problem);
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
+    return score + site.at(view_);
+  }
+
+ private:
+  TensorView<const T> view_;
+};
+template <class T>
+KeyBias(TensorView<T>) -> KeyBias<std::remove_const_t<T>>;
+template <class T, std::size_t N>
+KeyBias(std::span<T, N>) -> KeyBias<std::remove_const_t<T>>;
+template <class T>
+KeyBias(const std::vector<T>&) -> KeyBias<T>;
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::score

@@ -1,0 +1,129 @@
+#pragma once
+// A scalar is a pack of one lane: every operation of the pack facade on float and double, so that score modifiers
+// and masks are written once for packs, for the reference and for machines without SIMD.
+
+#include <cmath>
+#include <type_traits>
+
+#include "attention_balancer/core/config.hpp"
+#include "attention_balancer/core/types.hpp"
+
+namespace attention_balancer::simd {
+ATTENTION_BALANCER_BEGIN_ISA
+
+namespace traits {
+
+template <class S>
+struct Pack {
+  using scalar = typename S::value_type;
+  static constexpr int lanes = static_cast<int>(S::size);
+};
+template <Scalar T>
+struct Pack<T> {
+  using scalar = T;
+  static constexpr int lanes = 1;
+};
+
+}  // namespace traits
+
+/// The scalar type of a pack (of a scalar: itself).
+template <class S>
+using scalar_of = typename traits::Pack<S>::scalar;
+
+/// Number of lanes of a pack (of a scalar: 1).
+template <class S>
+inline constexpr int lanes_of = traits::Pack<S>::lanes;
+
+/// Load from and store to memory of any alignment, or aligned to the size of the pack.
+template <class S, Scalar T>
+  requires std::is_same_v<S, T>
+ATTENTION_BALANCER_INLINE S load(const T* from) noexcept {
+  return *from;
+}
+template <class S, Scalar T>
+  requires std::is_same_v<S, T>
+ATTENTION_BALANCER_INLINE S load_aligned(const T* from) noexcept {
+  return *from;
+}
+template <Scalar T>
+ATTENTION_BALANCER_INLINE void store(T* to, T x) noexcept {
+  *to = x;
+}
+template <Scalar T>
+ATTENTION_BALANCER_INLINE void store_aligned(T* to, T x) noexcept {
+  *to = x;
+}
+
+/// first, first + 1, ... over the lanes.
+template <class S>
+  requires Scalar<S>
+ATTENTION_BALANCER_INLINE S iota(S first) noexcept {
+  return first;
+}
+
+/// a * b + c with one rounding where the machine has it.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T fma(T a, T b, T c) noexcept {
+#if defined(__FMA__) || defined(__aarch64__)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+/// mask ? a : b, lane by lane.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T select(bool mask, T a, T b) noexcept {
+  return mask ? a : b;
+}
+
+/// The larger of a and b; b where either is not a number.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T max(T a, T b) noexcept {
+  return a > b ? a : b;
+}
+
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T abs(T x) noexcept {
+  return std::fabs(x);
+}
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T exp(T x) noexcept {
+  return std::exp(x);
+}
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T log(T x) noexcept {
+  return std::log(x);
+}
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T tanh(T x) noexcept {
+  return std::tanh(x);
+}
+
+/// Sum over the lanes.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T reduce_add(T x) noexcept {
+  return x;
+}
+
+/// Whether any lane of a comparison is true.
+ATTENTION_BALANCER_INLINE bool any(bool mask) noexcept { return mask; }
+
+namespace detail {
+
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T shift_into_exponent(T x) noexcept {
+  using Integer = std::conditional_t<sizeof(T) == 4, unsigned, unsigned long long>;
+  return __builtin_bit_cast(T, static_cast<Integer>(__builtin_bit_cast(Integer, x) << (sizeof(T) == 4 ? 23 : 52)));
+}
+
+/// Interleaving packs of one lane: never run, but named by code that is written for all packs.
+template <bool High, Scalar T>
+ATTENTION_BALANCER_INLINE T interleave(T a, T b) noexcept {
+  return High ? b : a;
+}
+
+}  // namespace detail
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::simd

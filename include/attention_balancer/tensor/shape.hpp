@@ -1,0 +1,170 @@
+#pragma once
+// Shape checks: everything that can be wrong with the tensors of a call is found here, before anything is written.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include "attention_balancer/core/error.hpp"
+#include "attention_balancer/core/types.hpp"
+#include "attention_balancer/tensor/tensor_view.hpp"
+
+namespace attention_balancer {
+
+/// The sizes of one attention call: q [B, Hq, Nq, D], k [B, Hkv, Nk, D], v [B, Hkv, Nk, Dv], out [B, Hq, Nq, Dv].
+struct Problem {
+  Index batch, heads, kv_heads, queries, keys, dim, value_dim;
+};
+
+namespace detail {
+
+/// A view without its element type, so that the checks are compiled once.
+struct Layout {
+  const char* name;
+  std::uintptr_t address;
+  Index element_size;
+  Index sizes[4];
+  Index strides[4];
+};
+
+template <class T>
+Layout layout(const char* name, const TensorView<T>& x) {
+  return {name,
+          reinterpret_cast<std::uintptr_t>(x.data),
+          static_cast<Index>(sizeof(T)),
+          {x.batch, x.heads, x.length, x.dim},
+          {x.batch_stride, x.head_stride, x.length_stride, x.dim_stride}};
+}
+
+inline bool multiply_overflows(Index a, Index b) {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  return a != 0 && b != 0 && a > most / b;
+}
+
+/// Offsets of the first and one past the last byte of a view, relative to its address.
+struct Extent {
+  Index low, high;
+};
+
+/// Checks sizes, null data and address arithmetic. Throws ShapeError.
+inline Extent check_layout(const Layout& x) {
+  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
+  constexpr Index most = std::numeric_limits<Index>::max() / 4;
+  Index elements = 1;
+  Extent extent{0, x.element_size};
+  for (int a = 0; a < 4; ++a) {
+    if (x.sizes[a] < 0) fail<ShapeError>(std::string(x.name) + axes[a], x.sizes[a], "not be negative");
+    if (multiply_overflows(elements, x.sizes[a]))
+      fail<ShapeError>(std::string(x.name) + axes[a], x.sizes[a], "not make the number of elements overflow");
+    elements *= x.sizes[a];
+    const Index steps = x.sizes[a] > 0 ? x.sizes[a] - 1 : 0;
+    const Index stride = x.strides[a] < 0 ? -x.strides[a] : x.strides[a];
+    if (stride < 0 || multiply_overflows(steps, stride) || steps * stride > most / x.element_size)
+      fail<ShapeError>(std::string(x.name) + axes[a] + " stride", x.strides[a], "not make the address overflow");
+    (x.strides[a] < 0 ? extent.low : extent.high) += (x.strides[a] < 0 ? -1 : 1) * steps * stride * x.element_size;
+    if (extent.high > most || extent.low < -most)
+      fail<ShapeError>(std::string(x.name) + axes[a] + " stride", x.strides[a], "not make the address overflow");
+  }
+  if (elements == 0) return {0, 0};
+  if (x.address == 0) fail<ShapeError>(std::string(x.name) + ".data", "null", "point to its elements");
+  return extent;
+}
+
+/// Whether two checked views can share a byte. Views interleaved in one buffer, as q, k, v and out can be in rows
+/// of one projection, are told apart when all their long strides are multiples of the same step.
+inline bool may_overlap(const Layout& a, Extent ea, const Layout& b, Extent eb) {
+  if (ea.low == ea.high || eb.low == eb.high) return false;
+  // Relative to the address of a, in unsigned arithmetic that wraps as addresses do.
+  const auto between = static_cast<Index>(b.address - a.address);
+  if (between + eb.low >= ea.high || ea.low >= between + eb.high) return false;
+
+  // Split each view into a run of bytes (its axes with small strides) repeated at multiples of `step`.
+  Index step = 0;
+  for (const Layout* x : {&a, &b})
+    for (int axis = 0; axis < 4; ++axis)
+      if (x->sizes[axis] > 1 && x->strides[axis] != 1)
+        step = std::gcd(step, std::abs(x->strides[axis]) * x->element_size);
+  if (step == 0) return true;
+  auto run = [](const Layout& x) {
+    Index length = 1;
+    for (int axis = 0; axis < 4; ++axis)
+      if (x.strides[axis] == 1) length = std::max(length, x.sizes[axis]);
+    return length * x.element_size;
+  };
+  const Index offset = ((between % step) + step) % step;  // of b's runs within the step of a's
+  return offset < run(a) || offset + run(b) > step;
+}
+
+/// An output must not write an element twice: its axes, from the smallest stride up, must each step over the last.
+inline void check_no_self_overlap(const Layout& x) {
+  Index order[4] = {0, 1, 2, 3};
+  auto stride = [&](Index axis) { return std::abs(x.strides[axis]); };
+  std::sort(order, order + 4, [&](Index a, Index b) { return stride(a) < stride(b); });
+  Index covered = 1;
+  for (Index axis : order) {
+    if (x.sizes[axis] <= 1) continue;
+    if (stride(axis) < covered)
+      fail<ShapeError>(std::string(x.name) + " stride", x.strides[axis], "not let its elements overlap");
+    covered += (x.sizes[axis] - 1) * stride(axis);
+  }
+}
+
+inline void require_equal(const char* what, Index was, const char* other, Index expected) {
+  if (was != expected)
+    fail<ShapeError>(what, was, std::string("equal ") + other + " = " + std::to_string(expected));
+}
+
+inline void require_at_least_one(const char* what, Index was) {
+  if (was < 1) fail<ShapeError>(what, was, "be at least 1");
+}
+
+/// Sizes of q and k that belong together. Throws ShapeError.
+inline Problem check_queries_and_keys(const Layout& q, const Layout& k) {
+  check_layout(q);
+  check_layout(k);
+  require_at_least_one("q.batch", q.sizes[0]);
+  require_at_least_one("q.heads", q.sizes[1]);
+  require_at_least_one("q.length", q.sizes[2]);
+  require_at_least_one("q.dim", q.sizes[3]);
+  require_equal("k.batch", k.sizes[0], "q.batch", q.sizes[0]);
+  require_at_least_one("k.heads", k.sizes[1]);
+  if (q.sizes[1] % k.sizes[1] != 0)
+    fail<ShapeError>("q.heads", q.sizes[1], "be a multiple of k.heads = " + std::to_string(k.sizes[1]));
+  require_equal("k.dim", k.sizes[3], "q.dim", q.sizes[3]);
+  return {q.sizes[0], q.sizes[1], k.sizes[1], q.sizes[2], k.sizes[2], q.sizes[3], 0};
+}
+
+/// Adds v and out to a checked problem. Throws ShapeError.
+inline void check_values_and_output(Problem& problem, const Layout& q, const Layout& k, const Layout& v,
+                                    const Layout& out) {
+  const Extent value_extent = check_layout(v), output_extent = check_layout(out);
+  require_equal("v.batch", v.sizes[0], "q.batch", problem.batch);
+  require_equal("v.heads", v.sizes[1], "k.heads", problem.kv_heads);
+  require_equal("v.length", v.sizes[2], "k.length", problem.keys);
+  require_at_least_one("v.dim", v.sizes[3]);
+  problem.value_dim = v.sizes[3];
+  require_equal("out.batch", out.sizes[0], "q.batch", problem.batch);
+  require_equal("out.heads", out.sizes[1], "q.heads", problem.heads);
+  require_equal("out.length", out.sizes[2], "q.length", problem.queries);
+  require_equal("out.dim", out.sizes[3], "v.dim", problem.value_dim);
+  check_no_self_overlap(out);
+  const std::pair<const Layout*, Extent> inputs[] = {{&q, check_layout(q)}, {&k, check_layout(k)}, {&v, value_extent}};
+  for (const auto& [input, extent] : inputs)
+    if (may_overlap(out, output_extent, *input, extent))
+      fail<ShapeError>("out", std::string("in the memory of ") + input->name, "not overlap an input");
+}
+
+/// Positions travel as floating point numbers of `mantissa_bits` bits.
+inline void check_positions(const Problem& problem, int mantissa_bits) {
+  const Index most = Index(1) << std::min(mantissa_bits, 62);
+  const std::string must = "be at most " + std::to_string(most) + ", to which positions are exact";
+  if (problem.queries > most) fail<ShapeError>("q.length", problem.queries, must);
+  if (problem.keys > most) fail<ShapeError>("k.length", problem.keys, must);
+}
+
+}  // namespace detail
+}  // namespace attention_balancer

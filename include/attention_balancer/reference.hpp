@@ -116,17 +116,18 @@ class Observer {
   const Problem& problem_;
 };
 
+struct NoObserver {
+  template <class... Any>
+  void add(Any&&...) {}
+};
+
 /// Hands the rows to the observation, if there is one.
 template <class... P>
 auto observer(const Problem& problem, P&... policies) {
   if constexpr (count_of<PolicyKind::observation, double, P...> > 0) {
     return Observer(find_policy<PolicyKind::observation, double>(policies...), problem);
   } else {
-    struct Nothing {
-      template <class... A>
-      void add(A&&...) {}
-    };
-    return Nothing{};
+    return NoObserver{};
   }
 }
 

@@ -1,0 +1,43 @@
+#pragma once
+// Times a piece of work in turn with the one it is compared to, so that a noisy machine disturbs both alike.
+
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <vector>
+
+#include "support/fma_peak.hpp"
+#include "support/inputs.hpp"
+
+namespace bench {
+
+template <class F>
+double seconds(F&& f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Runs `work` and `other` in turn. Returns the medians of their seconds; the benchmark's own time is that of `work`.
+struct PairedSeconds {
+  double work, other;
+};
+template <class Work, class Other>
+PairedSeconds run_paired(benchmark::State& state, Work work, Other other) {
+  std::vector<double> of_work, of_other;
+  for (auto _ : state) {
+    of_other.push_back(seconds(other));
+    of_work.push_back(seconds(work));
+    state.SetIterationTime(of_work.back());
+  }
+  return {median(of_work), median(of_other)};
+}
+
+/// Writes GFLOP/s and the share of the FMA peak measured just now.
+template <class T>
+void report_flops(benchmark::State& state, double flops, double time) {
+  state.counters["GFLOP/s"] = flops / time / 1e9;
+  state.counters["of_peak"] = flops / time / fma_peak<T>();
+}
+
+}  // namespace bench

@@ -35,8 +35,8 @@ inline constexpr bool is_mutable_view<TensorView<T>> = !std::is_const_v<T>;
 
 template <class>
 inline constexpr bool is_mutable_span = false;
-template <class T>
-inline constexpr bool is_mutable_span<std::span<T>> = !std::is_const_v<T>;
+template <class T, std::size_t N>
+inline constexpr bool is_mutable_span<std::span<T, N>> = !std::is_const_v<T>;
 
 /// A matrix with tokens in rows, Eigen's or another: recognised by what it can do, not by its name.
 template <class M>
@@ -134,7 +134,7 @@ template <class State>
 void shorten(State& state, Index size) {
   if constexpr (is_mutable_view<State>)
     state.length = size;
-  else if constexpr (is_mutable_span<State> && State::extent == std::dynamic_extent)
+  else if constexpr (requires { state = state.first(std::size_t(0)); })  // a span, unless its size is fixed
     state = state.first(static_cast<std::size_t>(size));
   else if constexpr (ShrinkingMatrix<State>)
     state.conservativeResize(size, state.cols());

@@ -36,13 +36,7 @@ class Site {
   /// Pack of f(query, key) over the lanes, for what must be looked up.
   template <class F>
   S gather(F f) const {
-    if constexpr (lanes == 1) {
-      return S(static_cast<scalar>(f(query_at(0), key_at(0))));
-    } else {
-      alignas(64) scalar values[lanes];
-      for (int l = 0; l < lanes; ++l) values[l] = static_cast<scalar>(f(query_at(l), key_at(l)));
-      return simd::load_aligned<S>(values);
-    }
+    return simd::generate<S>([&](int lane) { return static_cast<scalar>(f(query_at(lane), key_at(lane))); });
   }
 
   /// The element of a view [batch, heads, queries, keys] that belongs here; an axis of size 1 serves all.
@@ -55,11 +49,11 @@ class Site {
     if constexpr (lanes > 1) {
       const Index lane_stride = query_step_ != 0 ? by_query : by_key;
       if (lane_stride == 0) return S(static_cast<scalar>(*first));
-      if constexpr (std::is_same_v<std::remove_cv_t<T>, scalar>) {
-        const Index room = query_step_ != 0 ? queries - first_query_ : keys - first_key_;
-        if (lane_stride == 1 && room >= lanes) return simd::load<S>(first);
-      }
-      return gather([&](Index i, Index j) { return base[i * by_query + j * by_key]; });
+      const Index room = (query_step_ != 0 ? queries - first_query_ : keys - first_key_) - 1;
+      if constexpr (std::is_same_v<std::remove_cv_t<T>, scalar>)
+        if (lane_stride == 1 && room >= lanes - 1) return simd::load<S>(first);
+      return simd::generate<S>(
+          [&](int lane) { return static_cast<scalar>(first[std::min(Index(lane), room) * lane_stride]); });
     } else {
       return S(static_cast<scalar>(*first));
     }

@@ -2,6 +2,8 @@
 // The pack facade: the few operations that the kernels need, over xsimd. Kernels, score modifiers and masks name
 // only what is here and in math.hpp.
 
+#include <utility>
+
 #include "attention_balancer/core/config.hpp"
 #include "attention_balancer/simd/scalar_pack.hpp"
 
@@ -46,12 +48,10 @@ ATTENTION_BALANCER_INLINE void store_aligned(T* to, const xsimd::batch<T, Arch>&
   x.store_aligned(to);
 }
 
-template <class S>
+template <class S, class F>
   requires(!Scalar<S>)
-ATTENTION_BALANCER_INLINE S iota(scalar_of<S> first) noexcept {
-  alignas(64) scalar_of<S> values[lanes_of<S>];
-  for (int l = 0; l < lanes_of<S>; ++l) values[l] = first + static_cast<scalar_of<S>>(l);
-  return S::load_aligned(values);
+ATTENTION_BALANCER_INLINE S generate(F f) noexcept {
+  return detail::generate<S>(f, std::make_integer_sequence<int, lanes_of<S>>{});
 }
 
 template <class T, class Arch>
@@ -101,6 +101,12 @@ ATTENTION_BALANCER_INLINE bool any(const xsimd::batch_bool<T, Arch>& mask) noexc
 }
 
 #endif
+
+/// first, first + 1, ... over the lanes.
+template <class S>
+ATTENTION_BALANCER_INLINE S iota(scalar_of<S> first) noexcept {
+  return generate<S>([first](int lane) { return first + static_cast<scalar_of<S>>(lane); });
+}
 
 /// Number of lanes of Pack<T>.
 template <Scalar T>

@@ -54,11 +54,11 @@ ATTENTION_BALANCER_INLINE void store_aligned(T* to, T x) noexcept {
   *to = x;
 }
 
-/// first, first + 1, ... over the lanes.
-template <class S>
+/// The pack of f(0), f(1), ... over the lanes.
+template <class S, class F>
   requires Scalar<S>
-ATTENTION_BALANCER_INLINE S iota(S first) noexcept {
-  return first;
+ATTENTION_BALANCER_INLINE S generate(F f) noexcept {
+  return f(0);
 }
 
 /// a * b + c with one rounding where the machine has it.

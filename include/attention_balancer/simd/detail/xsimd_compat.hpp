@@ -3,7 +3,8 @@
 // Beside the rest of simd/, nothing in the library names xsimd.
 
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "attention_balancer/core/config.hpp"
 
@@ -109,6 +110,18 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> shift_into_exponent(const xsimd:
 #define ATTENTION_BALANCER_HAS_SHUFFLE 1
 #endif
 #endif
+
+/// f(0), f(1), ... lane by lane. Put together in registers: small stores followed by a wide load would stall.
+template <class Batch, class F, int... Lane>
+ATTENTION_BALANCER_INLINE Batch generate(F f, std::integer_sequence<int, Lane...>) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+  using Register = typename Batch::register_type;
+  return Batch(Register{f(Lane)...});
+#else
+  alignas(64) typename Batch::value_type values[] = {f(Lane)...};
+  return Batch::load_aligned(values);
+#endif
+}
 
 /// Interleaves the low (or high) halves of a and b over the whole register: a0 b0 a1 b1 ...
 template <bool High, class T, class Arch>

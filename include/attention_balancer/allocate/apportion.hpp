@@ -29,17 +29,27 @@ inline void check_total(Index total, std::size_t items) {
   if (items == 0 && total > 0) fail<BudgetError>("total", total, "be 0 when there is no item to get it");
 }
 
-/// The weights times the power of two that brings the largest to [0.5, 1) * 2^exponent; all-zero weights become ones.
+/// The weights times the power of two that brings the largest to [0.5, 1) * 2^exponent, and none that is above 0 to
+/// less than `least`; all-zero weights become ones.
 template <Scalar T>
-std::vector<double> scaled_weights(std::span<const T> weights, int exponent) {
+std::vector<double> scaled_weights(std::span<const T> weights, int exponent, double least = 0) {
   const double largest = largest_weight(weights);
   std::vector<double> scaled(weights.size(), 1.0);
   if (largest == 0) return scaled;
   int of_largest = 0;
   static_cast<void>(std::frexp(largest, &of_largest));
-  for (std::size_t i = 0; i < scaled.size(); ++i)
-    scaled[i] = std::ldexp(static_cast<double>(weights[i]), exponent - of_largest);
+  for (std::size_t i = 0; i < scaled.size(); ++i) {
+    const double w = static_cast<double>(weights[i]);
+    scaled[i] = w > 0 ? std::max(std::ldexp(w, exponent - of_largest), least) : 0;
+  }
   return scaled;
+}
+
+/// For prices: the largest weight becomes huge, so that the small ones are not lost where caps bind and they share what
+/// is left. 600 orders below it there is an end: a price must not underflow.
+template <Scalar T>
+std::vector<double> price_weights(std::span<const T> weights) {
+  return scaled_weights(weights, 1023, 0x1p-972);
 }
 
 /// `w` from scaled_weights(..., 0).
@@ -84,59 +94,72 @@ struct Seat {
   std::size_t item = 0;
   Index lower = 0, upper = 0, units = 0;
 
-  /// What the next unit is worth; the correctly rounded quotient, so that equal quotients are equal bits.
-  double price() const noexcept { return weight / (static_cast<double>(units) + 0.5); }
+  /// What unit k, counted from 0, is worth. The quotient is correctly rounded, so that equal prices are equal bits.
+  double price(Index k) const noexcept { return weight / (static_cast<double>(k) + 0.5); }
 };
 
-/// Awards `total` units by Sainte-Lague within the bounds; sum of lower <= total <= sum of upper.
-///
-/// Awarding one by one would take `total` steps. Every set "all units worth at least 1/nu" of total or fewer units is
-/// what the first steps award, in whatever order; item i has round(nu * weight) of them, clipped to its bounds. The
-/// water-filling gives a nu whose set falls short by some 2n units: more than rounding can err (n / 2) and more than
-/// can tie at 1/nu (n). A heap awards the rest, O(n log n) in all.
-inline void award(std::span<Seat> seats, Index total) {
-  const double n = static_cast<double>(seats.size());
+/// Sets the units of every seat to what it is worth at about `budget` units in all, but only if that is a beginning of
+/// the award, the same whatever the order of ties: all units above some price, and none below. Returns their number.
+inline Index award_about(std::span<Seat> seats, double budget) {
   std::vector<FillItem> items;
   items.reserve(seats.size());
   for (const auto& seat : seats)
     items.push_back({seat.weight, static_cast<double>(seat.lower), static_cast<double>(seat.upper), 0.0});
-  water_fill(items, static_cast<double>(total) - 2 * n - 2);
-  Index left = total;
+  water_fill(items, budget);  // nu * weight_i, clipped; rounded it counts the units that are worth 1 / nu or more
+  double outside = 0;         // the best price not awarded
   for (std::size_t i = 0; i < seats.size(); ++i) {
-    constexpr double below = 1 - 8 * std::numeric_limits<double>::epsilon();  // never above the exact nu * weight
-    const auto rounded = static_cast<Index>(std::floor(items[i].share * below + 0.5));
-    seats[i].units = std::clamp(rounded, seats[i].lower, seats[i].upper);
-    left -= seats[i].units;
+    auto& seat = seats[i];
+    seat.units = std::clamp(static_cast<Index>(std::floor(items[i].share + 0.5)), seat.lower, seat.upper);
+    if (seat.units < seat.upper) outside = std::max(outside, seat.price(seat.units));
+  }
+  Index awarded = 0;
+  for (auto& seat : seats) {
+    while (seat.units > seat.lower && seat.price(seat.units - 1) <= outside) --seat.units;
+    awarded += seat.units;
+  }
+  return awarded;
+}
+
+/// Awards `total` units by Sainte-Lague within the bounds; sum of lower <= total <= sum of upper. One by one would take
+/// `total` steps: the water-filling takes nearly all of them at once, a heap the few that are left. O(n log n).
+inline void award(std::span<Seat> seats, Index total) {
+  // Rounding may award too many, some sqrt(n) of them as a rule and n at worst: then again for a smaller budget. Below
+  // the sum of the lower bounds nothing but these is awarded, so there is an end.
+  Index left = 0;
+  for (double budget = static_cast<double>(total), step = 1;; step *= 2) {
+    left = total - award_about(seats, budget);
+    if (left >= 0) break;
+    step = std::max(step, static_cast<double>(-left));
+    budget -= step;
   }
 
   struct Offer {
-    double price, weight;
-    std::size_t item, seat;
+    double price;
+    const Seat* seat;
   };
   const auto worse = [](const Offer& a, const Offer& b) {
     if (a.price != b.price) return a.price < b.price;
-    if (a.weight != b.weight) return a.weight < b.weight;
-    return a.item > b.item;
+    if (a.seat->weight != b.seat->weight) return a.seat->weight < b.seat->weight;
+    if (a.seat->units != b.seat->units) return a.seat->units > b.seat->units;  // near 2^53 units 1/2 is rounded away
+    return a.seat->item > b.seat->item;
   };
   std::vector<Offer> offers;
-  const auto offer = [&](std::size_t i) {
-    if (seats[i].units < seats[i].upper) offers.push_back({seats[i].price(), seats[i].weight, seats[i].item, i});
-  };
-  for (std::size_t i = 0; i < seats.size(); ++i) offer(i);
+  offers.reserve(seats.size());
+  for (const auto& seat : seats)
+    if (seat.units < seat.upper) offers.push_back({seat.price(seat.units), &seat});
   std::make_heap(offers.begin(), offers.end(), worse);
   for (; left > 0; --left) {
     std::pop_heap(offers.begin(), offers.end(), worse);
-    const std::size_t best = offers.back().seat;
-    offers.pop_back();
-    ++seats[best].units;
-    const std::size_t before = offers.size();
-    offer(best);
-    if (offers.size() > before) std::push_heap(offers.begin(), offers.end(), worse);
+    auto& best = seats[static_cast<std::size_t>(offers.back().seat - seats.data())];
+    offers.back().price = best.price(++best.units);
+    if (best.units < best.upper)
+      std::push_heap(offers.begin(), offers.end(), worse);
+    else
+      offers.pop_back();
   }
 }
 
-/// `w` from scaled_weights(..., 1000): the largest is huge, so that the smallest is not lost where caps bind and the
-/// small share what is left. Empty bounds are 0 and total.
+/// `w` from price_weights. Empty bounds are 0 and total.
 inline std::vector<Index> sainte_lague(const std::vector<double>& w, Index total, std::span<const Index> lowers = {},
                                        std::span<const Index> uppers = {}) {
   const std::size_t n = w.size();
@@ -182,7 +205,7 @@ std::vector<Index> sainte_lague_within(std::span<const T> weights, Index total, 
                                        std::span<const Index> upper) {
   check_size("lower bounds", lower.size(), "weights", weights.size());
   check_size("upper bounds", upper.size(), "weights", weights.size());
-  return sainte_lague(scaled_weights(weights, 1000), total, lower, upper);
+  return sainte_lague(price_weights(weights), total, lower, upper);
 }
 
 }  // namespace detail
@@ -209,10 +232,10 @@ inline std::vector<Index> hamilton(std::span<const double> weights, Index total)
 ///
 /// Returns and throws as hamilton does; O(n log n) whatever the total.
 inline std::vector<Index> sainte_lague(std::span<const float> weights, Index total) {
-  return detail::sainte_lague(detail::scaled_weights(weights, 1000), total);
+  return detail::sainte_lague(detail::price_weights(weights), total);
 }
 inline std::vector<Index> sainte_lague(std::span<const double> weights, Index total) {
-  return detail::sainte_lague(detail::scaled_weights(weights, 1000), total);
+  return detail::sainte_lague(detail::price_weights(weights), total);
 }
 
 /// The same within lower_i <= units_i <= upper_i: units are awarded in turn from `lower` on, to items below `upper`.

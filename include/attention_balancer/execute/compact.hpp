@@ -75,8 +75,8 @@ concept Compactable = is_mutable_view<Plain> || is_mutable_span<Plain> ||
 template <class State>
 Index tokens_in(const State& state) {
   if constexpr (is_mutable_view<State>) {
-    const bool empty = state.batch == 0 || state.heads == 0 || state.length == 0 || state.dim == 0;
-    if (!empty && !state.data) fail<ShapeError>("data of the view to compact", "null", "point at its elements");
+    if (state.batch == 0 || state.heads == 0 || state.length == 0 || state.dim == 0) return state.length;
+    if (!state.data) fail<ShapeError>("data of the view to compact", "null", "point at its elements");
     if ((state.batch > 1 && state.batch_stride == 0) || (state.heads > 1 && state.head_stride == 0) ||
         (state.length > 1 && state.length_stride == 0) || (state.dim > 1 && state.dim_stride == 0))
       fail<ShapeError>("stride of the view to compact", Index(0), "not be 0 where the size is above 1");

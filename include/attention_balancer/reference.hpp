@@ -84,19 +84,20 @@ void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorVi
     }
 }
 
-template <class T>
+template <class T, evidence::Kind Statistic>
 class Observer {
  public:
-  Observer(const Observation<T, evidence::Mass>& observation, const Problem& problem)
+  Observer(const Observation<T, Statistic>& observation, const Problem& problem)
       : evidence_(*observation.target), weights_(observation.weights), problem_(problem) {
     if (const Index given = weights_.size(); given >= 0)
       require_equal("QueryWeights::of number of weights", given, "q.length", problem.queries);
     EvidenceAccess::reshape(evidence_, problem.batch, problem.heads, problem.queries, problem.keys,
-                            weights_.kind() != QueryWeights::Kind::none);
+                            weights_.kind() != QueryWeights::Kind::none, Statistic);
   }
 
-  template <class Seen>
-  void add(Index b, Index h, Index i, const Seen& seen, const Row& row) {
+  /// `change(j)`: |v_j - o_i|^2, only called for leave-one-out.
+  template <class Seen, class Change>
+  void add(Index b, Index h, Index i, const Seen& seen, const Row& row, Change change) {
     const Index head = b * problem_.heads + h;
     EvidenceAccess::lse(evidence_, head)[i] = static_cast<T>(row.lse);
     EvidenceAccess::entropy(evidence_, head)[i] = static_cast<T>(row.entropy);
@@ -106,11 +107,26 @@ class Observer {
     *EvidenceAccess::sink_mass(evidence_, head) += static_cast<T>(u * row.p_sink);
     for (Index j = 0; j < problem_.keys; ++j) {
       if (!row.masked[j]) EvidenceAccess::mass(evidence_, head)[j] += static_cast<T>(u * row.p[j]);
+      if constexpr (Statistic != evidence::Kind::mass)
+        if (!row.masked[j]) add_statistic(EvidenceAccess::statistic(evidence_, head)[j], u, row.p[j], change, j);
       if (seen[j]) EvidenceAccess::exposure(evidence_, head)[j] += static_cast<T>(u);
     }
   }
 
  private:
+  template <class Change>
+  static void add_statistic(T& statistic, double u, double p, Change change, Index j) {
+    if constexpr (Statistic == evidence::Kind::squares) {
+      statistic += static_cast<T>(u * p * p);
+    } else if constexpr (Statistic == evidence::Kind::maximum) {
+      if (!(u * p <= static_cast<double>(statistic))) statistic = static_cast<T>(u * p);  // not a number wins
+    } else {
+      if (p == 0) return;
+      const double ratio = std::min(p / (1 - p), 1 / std::numeric_limits<double>::epsilon());
+      statistic += static_cast<T>(u * ratio * ratio * change(j));
+    }
+  }
+
   Evidence<T>& evidence_;
   QueryWeights weights_;
   const Problem& problem_;
@@ -142,14 +158,23 @@ void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<
   Problem problem = detail::check_queries_and_keys(lq, lk);
   detail::check_values_and_output(problem, lq, lk, lv, lo);
   auto observer = detail::observer(problem, policies...);
+  Eigen::VectorXd output(problem.value_dim);
   auto visit = [&](Index b, Index h, Index kv, Index i, const auto& seen, const detail::Row& row) {
     for (Index c = 0; c < problem.value_dim; ++c) {
       double sum = 0;
       for (Index j = 0; j < problem.keys; ++j)
         if (!row.masked[j]) sum += row.p[j] * static_cast<double>(v(b, kv, j, c));
       out(b, h, i, c) = static_cast<O>(sum);
+      output[c] = sum;
     }
-    observer.add(b, h, i, seen, row);
+    observer.add(b, h, i, seen, row, [&](Index j) {
+      double square = 0;
+      for (Index c = 0; c < problem.value_dim; ++c) {
+        const double d = static_cast<double>(v(b, kv, j, c)) - output[c];
+        square += d * d;
+      }
+      return square;
+    });
   };
   detail::for_each_row(problem, q, k, visit, policies...);
 }
@@ -160,7 +185,7 @@ void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... p
   const Problem problem = detail::check_queries_and_keys(detail::layout("q", q), detail::layout("k", k));
   auto observer = detail::observer(problem, policies...);
   auto visit = [&](Index b, Index h, Index, Index i, const auto& seen, const detail::Row& row) {
-    observer.add(b, h, i, seen, row);
+    observer.add(b, h, i, seen, row, [](Index) { return 0.0; });
   };
   detail::for_each_row(problem, q, k, visit, policies...);
 }

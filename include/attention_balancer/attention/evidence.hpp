@@ -34,6 +34,11 @@ class Evidence {
   /// [keys] sum over queries of u_i p_ij: the weighted attention that each key received.
   std::span<const T> mass(Index b, Index h) const { return row(mass_, b, h, has_mass_ ? keys_ : 0); }
 
+  /// [keys] the statistic that was asked for beside the mass; the mass itself for evidence::mass.
+  std::span<const T> statistic(Index b, Index h) const {
+    return statistic_.empty() ? mass(b, h) : row(statistic_, b, h, keys_);
+  }
+
   /// [keys] sum of u_i over the queries whose masks let them see the key.
   std::span<const T> exposure(Index b, Index h) const { return row(exposure_, b, h, has_mass_ ? keys_ : 0); }
 
@@ -64,7 +69,7 @@ class Evidence {
 
   Index batch_ = 0, heads_ = 0, queries_ = 0, keys_ = 0;
   bool has_mass_ = false;
-  std::vector<T> mass_, exposure_, lse_, entropy_, sink_mass_;
+  std::vector<T> mass_, exposure_, statistic_, lse_, entropy_, sink_mass_;
   std::vector<Index> empty_rows_;
 };
 
@@ -140,23 +145,42 @@ class QueryWeights {
 
 namespace evidence {
 
-/// The statistic f of c_j = sum_i u_i f(p_ij): here f(p) = p.
-struct Mass {};
-inline constexpr Mass mass{};
+/// What is summed (or maximised) over the queries, per key j, of the probabilities p_ij.
+enum class Kind { mass, squares, maximum, leave_one_out };
+
+/// A statistic is named by a constant: evidence::mass, ...
+template <Kind K>
+struct Statistic {
+  static constexpr Kind kind = K;
+};
+
+/// sum_i u_i p_ij: the mass alone.
+inline constexpr Statistic<Kind::mass> mass{};
+
+/// sum_i u_i p_ij^2: the second moment, for the variance over queries (CAKE, arXiv 2503.12491).
+inline constexpr Statistic<Kind::squares> squares{};
+
+/// max_i u_i p_ij.
+inline constexpr Statistic<Kind::maximum> maximum{};
+
+/// sum_i u_i (p_ij / (1 - p_ij))^2 |v_j - o_i|^2: the squared change of the output if key j were dropped, exactly. In
+/// units of the output, so comparable across heads. p / (1 - p) is capped at 1 / epsilon. Needs values and output.
+inline constexpr Statistic<Kind::leave_one_out> leave_one_out{};
 
 }  // namespace evidence
 
 /// A policy for `attention`: write what was observed into `target`.
-template <Scalar T, class Statistic>
+template <Scalar T, evidence::Kind Statistic>
 struct Observation {
+  static constexpr evidence::Kind statistic = Statistic;
   Evidence<T>* target;
   QueryWeights weights;
 };
 
 /// Observe the call that this is passed to. `target` must outlive the call and is overwritten by it.
-template <Scalar T, class Statistic = evidence::Mass>
+template <Scalar T, evidence::Kind Statistic = evidence::Kind::mass>
 Observation<T, Statistic> observe(Evidence<T>& target, QueryWeights weights = QueryWeights::all(),
-                                  Statistic = Statistic{}) noexcept {
+                                  evidence::Statistic<Statistic> = {}) noexcept {
   return {&target, weights};
 }
 
@@ -164,19 +188,21 @@ namespace detail {
 
 template <class>
 inline constexpr bool is_observation = false;
-template <class T, class Statistic>
+template <class T, evidence::Kind Statistic>
 inline constexpr bool is_observation<Observation<T, Statistic>> = true;
 
 /// Write access for the kernels and the reference.
 struct EvidenceAccess {
   /// Sizes the storage; allocates only when it grows.
   template <class T>
-  static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass) {
+  static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass,
+                      evidence::Kind statistic) {
     e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
     const auto rows = static_cast<std::size_t>(batch * heads);
     const auto per_key = with_mass ? rows * static_cast<std::size_t>(keys) : 0;
     e.mass_.assign(per_key, T(0));
     e.exposure_.assign(per_key, T(0));
+    e.statistic_.assign(statistic == evidence::Kind::mass ? 0 : per_key, T(0));
     e.lse_.assign(rows * static_cast<std::size_t>(queries), T(0));
     e.entropy_.assign(rows * static_cast<std::size_t>(queries), T(0));
     e.sink_mass_.assign(rows, T(0));
@@ -188,6 +214,8 @@ struct EvidenceAccess {
   static T* mass(Evidence<T>& e, Index row) { return e.mass_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
   template <class T>
   static T* exposure(Evidence<T>& e, Index row) { return e.exposure_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
+  template <class T>
+  static T* statistic(Evidence<T>& e, Index row) { return e.statistic_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
   template <class T>
   static T* lse(Evidence<T>& e, Index row) { return e.lse_.data() + row * e.queries_; }
   template <class T>

@@ -44,9 +44,10 @@ class Worker {
     // worker takes whole heads and keeps one chunk's at a time; otherwise all are kept, 16 per head at most.
     by_chunk_ = evidence == nullptr || (chunks_.count > 1 && slots_ > 1 && heads_ < 2 * slots_);
     partials_kept_ = by_chunk_ && evidence != nullptr ? heads_ * chunks_.count : 0;
-    partial_size_ = Scratch<T>::padded(with_mass_ ? 2 * p.keys + 2 : 2);
+    columns_ = !with_mass_ ? 0 : call.statistic == evidence::Kind::mass ? 2 : 3;
+    partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
     Scratch<T> sizes;
-    slot_bytes_ = sizes.carve(nullptr, p, with_mass_, with_mass_);
+    slot_bytes_ = sizes.carve(nullptr, p, with_mass_, partial_size_);
     const Index bytes = slots_ * slot_bytes_ + partials_kept_ * partial_size_ * static_cast<Index>(sizeof(T));
     memory_ = workspace.reserve(static_cast<std::size_t>(bytes));
   }
@@ -66,7 +67,7 @@ class Worker {
     std::atomic<Index> next{0};
     executor.for_each(std::min(slots_, items), [&](Index slot) {
       Scratch<T> scratch;
-      scratch.carve(memory_ + slot * slot_bytes_, call_.problem, with_mass_, with_mass_);
+      scratch.carve(memory_ + slot * slot_bytes_, call_.problem, with_mass_, partial_size_);
       for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
     });
   }
@@ -84,14 +85,15 @@ class Worker {
   }
 
   void attend_chunk(Index head, Index chunk, const Scratch<T>& scratch, T* partial) noexcept {
-    const Index queries = call_.problem.queries, keys = with_mass_ ? call_.problem.keys : 0;
+    const Index queries = call_.problem.queries, keys = call_.problem.keys;
     EvidenceRows<T> rows;
     if (partial != nullptr) {
-      std::fill_n(partial, 2 * keys + 2, T(0));
+      std::fill_n(partial, columns_ * keys + 2, T(0));
       rows.lse = EvidenceAccess::lse(*evidence_, head);
       rows.entropy = EvidenceAccess::entropy(*evidence_, head);
       if (with_mass_) rows.mass = partial, rows.exposure = partial + keys;
-      rows.totals = partial + 2 * keys;
+      if (columns_ > 2) rows.statistic = partial + 2 * keys;
+      rows.totals = partial + columns_ * keys;
     }
     attend_queries(call_, head / call_.problem.heads, head % call_.problem.heads, chunks_.begin(chunk, queries),
                    chunks_.begin(chunk + 1, queries), scratch, rows);
@@ -102,8 +104,17 @@ class Worker {
     T *mass = EvidenceAccess::mass(*evidence_, head), *exposure = EvidenceAccess::exposure(*evidence_, head);
     for (Index j = 0; j < keys; ++j) mass[j] += partial[j];
     for (Index j = 0; j < keys; ++j) exposure[j] += partial[keys + j];
-    *EvidenceAccess::sink_mass(*evidence_, head) += partial[2 * keys];
-    *EvidenceAccess::empty_rows(*evidence_, head) += static_cast<Index>(partial[2 * keys + 1]);
+    if (columns_ > 2) {
+      T* statistic = EvidenceAccess::statistic(*evidence_, head);
+      const T* of_chunk = partial + 2 * keys;
+      if (call_.statistic == evidence::Kind::maximum)
+        for (Index j = 0; j < keys; ++j) statistic[j] = Larger{}(statistic[j], of_chunk[j]);
+      else
+        for (Index j = 0; j < keys; ++j) statistic[j] += of_chunk[j];
+    }
+    const T* totals = partial + columns_ * keys;
+    *EvidenceAccess::sink_mass(*evidence_, head) += totals[0];
+    *EvidenceAccess::empty_rows(*evidence_, head) += static_cast<Index>(totals[1]);
   }
 
   void add_kept(Index head) noexcept {
@@ -119,7 +130,7 @@ class Worker {
   Chunks<T> chunks_;
   Index heads_;
   bool with_mass_, by_chunk_;
-  Index slots_, partials_kept_, partial_size_, slot_bytes_;
+  Index slots_, columns_, partials_kept_, partial_size_, slot_bytes_;
   std::byte* memory_;
 };
 
@@ -152,10 +163,11 @@ void run_attention(Call<T>& call, P&... policies) {
     const auto& observation = find_policy<PolicyKind::observation, T>(policies...);
     evidence = observation.target;
     call.weights = observation.weights;
+    call.statistic = observation.statistic;
     if (const Index given = call.weights.size(); given >= 0)
       require_equal("QueryWeights::of number of weights", given, "q.length", call.problem.queries);
     EvidenceAccess::reshape(*evidence, call.problem.batch, call.problem.heads, call.problem.queries, call.problem.keys,
-                            call.weights.kind() != QueryWeights::Kind::none);
+                            call.weights.kind() != QueryWeights::Kind::none, call.statistic);
   }
 
   auto run = [&](Workspace& workspace) {
@@ -223,7 +235,9 @@ void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... p
     if constexpr (detail::policies_fit<T, P...>()) {
       constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> == 1;
       static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
-      if constexpr (observed) {
+      constexpr bool values = (!detail::needs_values<std::remove_cvref_t<P>> && ...);
+      static_assert(values, "attention_balancer: evidence::leave_one_out needs the values: observe it with attention");
+      if constexpr (observed && values) {
         const Problem problem = detail::check_queries_and_keys(detail::layout("q", q), detail::layout("k", k));
         detail::Call<T> call{problem, q, k, {}, {}};
         detail::run_attention<T>(call, policies...);

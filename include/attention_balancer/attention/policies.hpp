@@ -59,8 +59,14 @@ inline constexpr int count_of = (0 + ... + (kind_of<T, P> == Kind ? 1 : 0));
 /// An Observation of tensors of T, or no observation at all.
 template <class T, class P>
 inline constexpr bool fits_scalar = true;
-template <class T, class U, class Statistic>
+template <class T, class U, evidence::Kind Statistic>
 inline constexpr bool fits_scalar<T, Observation<U, Statistic>> = std::is_same_v<T, U>;
+
+/// Whether a policy is an observation that cannot be made without values.
+template <class P>
+inline constexpr bool needs_values = false;
+template <class T>
+inline constexpr bool needs_values<Observation<T, evidence::Kind::leave_one_out>> = true;
 
 /// Whether the policies can be used together on tensors of T; says why not.
 template <class T, class... P>

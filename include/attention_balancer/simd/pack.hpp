@@ -132,17 +132,18 @@ ATTENTION_BALANCER_INLINE void transpose(S (&rows)[lanes_of<S>]) noexcept {
   }
 }
 
-/// Lane i of the result is the sum over the lanes of rows[i]: n horizontal sums for n - 1 additions.
-template <class S>
-ATTENTION_BALANCER_INLINE S reduce_add_each(S (&rows)[lanes_of<S>]) noexcept {
+/// Lane i of the result is rows[i] combined over its lanes: n reductions for n - 1 operations. `combine` is
+/// associative, such as a sum or a maximum.
+template <class S, class Combine>
+ATTENTION_BALANCER_INLINE S reduce_each(S (&rows)[lanes_of<S>], Combine combine) noexcept {
   constexpr int n = lanes_of<S>;
   if constexpr (n > 1) {
     ATTENTION_BALANCER_UNROLL
     for (int half = n / 2; half > 0; half /= 2) {
       ATTENTION_BALANCER_UNROLL
       for (int i = 0; i < half; ++i)
-        rows[i] = detail::interleave<false>(rows[i], rows[i + half]) +
-                  detail::interleave<true>(rows[i], rows[i + half]);
+        rows[i] = combine(detail::interleave<false>(rows[i], rows[i + half]),
+                          detail::interleave<true>(rows[i], rows[i + half]));
     }
   }
   return rows[0];

@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "attention_balancer/attention/detail/stage.hpp"
+#include "attention_balancer/attention/detail/statistic.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
 #include "attention_balancer/attention/evidence.hpp"
 
@@ -52,6 +53,7 @@ struct Call {
   T (*sink_logit)(const void* sinks, Index head) = nullptr;
   PolicyCalls<T> policies = {};
   QueryWeights weights = QueryWeights::none();
+  evidence::Kind statistic = evidence::Kind::mass;
 };
 
 /// Where the evidence of one head, or of one chunk of its queries, goes. Null pointers: not observed.
@@ -61,6 +63,7 @@ struct EvidenceRows {
   T* entropy = nullptr;   // [Nq] of the head
   T* mass = nullptr;      // [Nk]; null for QueryWeights::none()
   T* exposure = nullptr;  // [Nk]
+  T* statistic = nullptr;  // [Nk]; null if the mass is all that is asked for
   T* totals = nullptr;    // sink mass, empty rows
 };
 
@@ -75,14 +78,14 @@ template <Scalar T>
 struct Scratch {
   T *queries, *output, *strip;         // [D, W], [Dv, W], [block_keys or Nk, W]
   T *packed_keys, *packed_values;      // [block_keys, D], [block_keys, Dv]
-  T* scores_before;                    // [block_keys, W]: scores kept while their block is weighed, see guard
+  T* spare;                            // [block_keys, W]: scores kept while their block is weighed; products of leave-one-out
   KeyRange* ranges;                    // [Nk / block_keys + 1]
-  T* partial;                          // [2 Nk + 2]: mass, exposure, sink mass, empty rows of a chunk
+  T* partial;                          // a chunk's evidence: mass, exposure, statistic [Nk] each, sink mass, empty rows
 
   static Index padded(Index elements) noexcept { return (elements + 15) / 16 * 16; }
 
   /// Sets the pointers from `memory` on, aligned to 64 bytes, and returns the number of bytes used.
-  Index carve(std::byte* memory, const Problem& p, bool whole_strip, bool per_key) noexcept {
+  Index carve(std::byte* memory, const Problem& p, bool whole_strip, Index partial_size) noexcept {
     std::byte* at = memory;
     auto take = [&](auto*& pointer, Index elements) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
@@ -94,9 +97,9 @@ struct Scratch {
     take(strip, std::max(whole_strip ? p.keys : 0, block_keys) * width);
     take(packed_keys, block_keys * p.dim);
     take(packed_values, block_keys * p.value_dim);
-    take(scores_before, block_keys * width);
+    take(spare, block_keys * width);
     take(ranges, p.keys / block_keys + 2);
-    take(partial, per_key ? 2 * p.keys + 2 : 2);
+    take(partial, partial_size);
     return at - memory;
   }
 };
@@ -224,7 +227,7 @@ class Block {
   /// Turns the scores of a range into weights and adds the weighted values to the output.
   T* spend(const KeyRange& range, T* scores, bool guard) noexcept {
     const Index keys = range.end - range.begin;
-    if (guard) std::copy_n(scores, keys * width, s_.scores_before);
+    if (guard) std::copy_n(scores, keys * width, s_.spare);
     if (evidence_.lse != nullptr)
       weigh<T, V, true>(scores, keys, state_);
     else
@@ -258,7 +261,7 @@ class Block {
       if (finite) continue;
       const Index row = (j - range.begin) * width;
       for (Index i = 0; i < width; ++i)
-        if (s_.scores_before[row + i] != -infinity<T>)
+        if (s_.spare[row + i] != -infinity<T>)
           for (Index c = 0; c < p_.value_dim; ++c)
             s_.output[c * width + i] += weights[row + i] * v[c * call_.v.dim_stride];
     }
@@ -287,16 +290,36 @@ class Block {
       u_of_block += u_[i];
       if (!std::isfinite(state_.sum[i])) isolate(i, factor);
     }
+    if (call_.statistic == evidence::Kind::leave_one_out) square_outputs();
     const T* weights = s_.strip;
     for (Index r = 0; r < ranges_; ++r) {
       const KeyRange& range = s_.ranges[r];
       add_mass<T, V>(weights, range.end - range.begin, factor, evidence_.mass + range.begin);
+      if (evidence_.statistic != nullptr) add_statistic(range, weights);
       weights += (range.end - range.begin) * width;
       if (range.partial)
         call_.policies.expose[V - 1](call_.policies.policies, place(range), u_, evidence_.exposure);
       else
         for (Index j = range.begin; j < range.end; ++j) evidence_.exposure[j] += u_of_block;
     }
+  }
+
+  /// output_squares_ [W] = |o|^2, of the outputs that store_output has normalised.
+  void square_outputs() noexcept {
+    std::fill_n(output_squares_, width, T(0));
+    for (Index c = 0; c < p_.value_dim; ++c)
+      for (Index i = 0; i < width; ++i) output_squares_[i] += s_.output[c * width + i] * s_.output[c * width + i];
+  }
+
+  void add_statistic(const KeyRange& range, const T* weights) noexcept {
+    const Index keys = range.end - range.begin;
+    T* const into = evidence_.statistic + range.begin;
+    const WeightedRows<T> rows{weights, result_.factor, u_};
+    if (call_.statistic == evidence::Kind::squares) return add_squares<T, V>(rows, keys, into);
+    if (call_.statistic == evidence::Kind::maximum) return add_maximum<T, V>(rows, keys, into);
+    const Rows<T> v = rows_of(call_.v, batch_, kv_head_, range.begin, range.end, s_.packed_values);
+    score_keys<T, V>(s_.output, v.data, v.stride, keys, p_.value_dim, s_.spare, nullptr);
+    add_leave_one_out<T, V>(rows, {s_.output, output_squares_, v.data, v.stride, p_.value_dim, s_.spare}, keys, into);
   }
 
   /// A row that is not a number makes the masses that it touches so, and no others: not those of keys that it does
@@ -308,7 +331,7 @@ class Block {
       T& weight = s_.strip[j * width + i];
       weight = u_[i] == T(0) || weight == T(0) ? T(0) : std::numeric_limits<T>::quiet_NaN();
     }
-    factor[i] = T(1);
+    factor[i] = result_.factor[i] = T(1);
   }
 
   Place place(const KeyRange& range) const noexcept {
@@ -324,6 +347,7 @@ class Block {
   OnlineState<T> state_;
   Normalized<T> result_;
   alignas(64) T u_[width];
+  alignas(64) T output_squares_[width];
 };
 
 /// The queries [first, end) of one head, in blocks of three packs; four packs are two blocks of two, because a block

@@ -1,5 +1,5 @@
 #pragma once
-// The stages between the matrix products: moving blocks between layouts, policies on scores, masses of keys.
+// The stages between the matrix products: moving blocks between layouts, policies on scores.
 
 #include <tuple>
 
@@ -161,30 +161,6 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     for (int v = 0; v < V; ++v) simd::store_aligned(top + v * n, highest[v]);
   }
 };
-
-/// mass [keys] += sum over the queries of weights [keys, V packs] * factor [V packs]
-template <Scalar T, int V>
-ATTENTION_BALANCER_NOINLINE void add_mass(const T* weights, Index keys, const T* factor, T* mass) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  S f[V];
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) f[v] = simd::load_aligned<S>(factor + v * n);
-  auto of_key = [&](const T* row) {
-    S sum = simd::load_aligned<S>(row) * f[0];
-    ATTENTION_BALANCER_UNROLL
-    for (int v = 1; v < V; ++v) sum = simd::fma(simd::load_aligned<S>(row + v * n), f[v], sum);
-    return sum;
-  };
-  Index j = 0;
-  for (; j + n <= keys; j += n) {
-    S rows[n];
-    ATTENTION_BALANCER_UNROLL
-    for (int i = 0; i < n; ++i) rows[i] = of_key(weights + (j + i) * V * n);
-    simd::store(mass + j, simd::load<S>(mass + j) + simd::reduce_add_each(rows));
-  }
-  for (; j < keys; ++j) mass[j] += simd::reduce_add(of_key(weights + j * V * n));
-}
 
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::detail

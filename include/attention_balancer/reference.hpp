@@ -44,8 +44,8 @@ inline Row softmax(const Eigen::VectorXd& scores, double sink) {
   row.p = row.masked.select(0.0, weights / denominator);
   row.p_sink = std::exp(sink - top) / denominator;
   row.lse = top + std::log(denominator);
-  // H = - sum p log p, with log p = s - lse; a term whose p is 0 is 0.
-  auto term = [&](double p, double s) { return p == 0 ? 0.0 : p * (row.lse - s); };
+  // H = - sum p log p, with log p = s - top - log denominator; a term whose p is 0 is 0.
+  auto term = [&](double p, double s) { return p == 0 ? 0.0 : p * (std::log(denominator) - (s - top)); };
   for (Eigen::Index j = 0; j < scores.size(); ++j) row.entropy += term(row.p[j], scores[j]);
   row.entropy += term(row.p_sink, sink);
   return row;
@@ -54,7 +54,6 @@ inline Row softmax(const Eigen::VectorXd& scores, double sink) {
 /// Calls visit(batch, head, kv_head, query, seen, row) for every query; seen [Nk] is what the masks leave.
 template <class Q, class K, class Visit, class... P>
 void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorView<K>& k, Visit visit, P&... policies) {
-  (validate_policy(policies, problem), ...);
   const auto set = collect_policies<double>(policies...);
   const double scale = scale_of<double>(problem, policies...);
   auto sink = [&](Index head) {
@@ -84,10 +83,10 @@ void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorVi
     }
 }
 
-template <class T, evidence::Kind Statistic>
+template <evidence::Kind Statistic>
 class Observer {
  public:
-  Observer(const Observation<T, Statistic>& observation, const Problem& problem)
+  Observer(const Observation<double, Statistic>& observation, const Problem& problem)
       : evidence_(*observation.target), weights_(observation.weights), problem_(problem) {
     if (const Index given = weights_.size(); given >= 0)
       require_equal("QueryWeights::of number of weights", given, "q.length", problem.queries);
@@ -99,35 +98,35 @@ class Observer {
   template <class Seen, class Change>
   void add(Index b, Index h, Index i, const Seen& seen, const Row& row, Change change) {
     const Index head = b * problem_.heads + h;
-    EvidenceAccess::lse(evidence_, head)[i] = static_cast<T>(row.lse);
-    EvidenceAccess::entropy(evidence_, head)[i] = static_cast<T>(row.entropy);
+    EvidenceAccess::lse(evidence_, head)[i] = row.lse;
+    EvidenceAccess::entropy(evidence_, head)[i] = row.entropy;
     if (row.empty) ++*EvidenceAccess::empty_rows(evidence_, head);
     const double u = weights_.template weight<double>(i, problem_.queries);
     if (u == 0) return;
-    *EvidenceAccess::sink_mass(evidence_, head) += static_cast<T>(u * row.p_sink);
+    *EvidenceAccess::sink_mass(evidence_, head) += u * row.p_sink;
     for (Index j = 0; j < problem_.keys; ++j) {
-      if (!row.masked[j]) EvidenceAccess::mass(evidence_, head)[j] += static_cast<T>(u * row.p[j]);
+      if (!row.masked[j]) EvidenceAccess::mass(evidence_, head)[j] += u * row.p[j];
       if constexpr (Statistic != evidence::Kind::mass)
         if (!row.masked[j]) add_statistic(EvidenceAccess::statistic(evidence_, head)[j], u, row.p[j], change, j);
-      if (seen[j]) EvidenceAccess::exposure(evidence_, head)[j] += static_cast<T>(u);
+      if (seen[j]) EvidenceAccess::exposure(evidence_, head)[j] += u;
     }
   }
 
  private:
   template <class Change>
-  static void add_statistic(T& statistic, double u, double p, Change change, Index j) {
+  static void add_statistic(double& statistic, double u, double p, Change change, Index j) {
     if constexpr (Statistic == evidence::Kind::squares) {
-      statistic += static_cast<T>(u * p * p);
+      statistic += u * p * p;
     } else if constexpr (Statistic == evidence::Kind::maximum) {
-      if (!(u * p <= static_cast<double>(statistic))) statistic = static_cast<T>(u * p);  // not a number wins
+      if (statistic == statistic && !(u * p <= statistic)) statistic = u * p;  // not a number wins
     } else {
       if (p == 0) return;
       const double ratio = std::min(p / (1 - p), 1 / std::numeric_limits<double>::epsilon());
-      statistic += static_cast<T>(u * ratio * ratio * change(j));
+      statistic += u * ratio * ratio * change(j);
     }
   }
 
-  Evidence<T>& evidence_;
+  Evidence<double>& evidence_;
   QueryWeights weights_;
   const Problem& problem_;
 };
@@ -149,7 +148,7 @@ auto observer(const Problem& problem, P&... policies) {
 
 }  // namespace detail
 
-/// As attention_balancer::attention, in double whatever the scalars of the views and of the evidence are.
+/// As attention_balancer::attention, in double whatever the scalars of the views are; it writes Evidence<double>.
 template <class Q, class K, class V, class O, class... P>
 void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v, const TensorView<O>& out,
                P&&... policies) {
@@ -157,6 +156,7 @@ void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<
              lo = detail::layout("out", out);
   Problem problem = detail::check_queries_and_keys(lq, lk);
   detail::check_values_and_output(problem, lq, lk, lv, lo);
+  (detail::validate_policy(policies, problem), ...);
   auto observer = detail::observer(problem, policies...);
   Eigen::VectorXd output(problem.value_dim);
   auto visit = [&](Index b, Index h, Index kv, Index i, const auto& seen, const detail::Row& row) {
@@ -183,6 +183,7 @@ void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<
 template <class Q, class K, class... P>
 void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... policies) {
   const Problem problem = detail::check_queries_and_keys(detail::layout("q", q), detail::layout("k", k));
+  (detail::validate_policy(policies, problem), ...);
   auto observer = detail::observer(problem, policies...);
   auto visit = [&](Index b, Index h, Index, Index i, const auto& seen, const detail::Row& row) {
     observer.add(b, h, i, seen, row, [](Index) { return 0.0; });

@@ -54,10 +54,9 @@ Limits<T> limits_of(const Policy& policy, Index item) {
 
 namespace detail {
 
-/// A container that a policy may borrow: an lvalue, or a view whose memory belongs to somebody else.
+/// What a policy may borrow numbers from: a view, or a container that is not a temporary.
 template <class Range, class T>
-concept Borrowable = std::convertible_to<Range, std::span<const T>> &&
-                     (std::is_lvalue_reference_v<Range> || std::ranges::enable_borrowed_range<std::remove_cvref_t<Range>>);
+concept Borrowable = std::convertible_to<Range, std::span<const T>> && !OwningTemporary<Range>;
 
 /// The scalar that policy parameters deduce to: floating ones decide, integers accept any, integers alone are double.
 template <class N>

@@ -3,9 +3,12 @@
 // half can read evidence without the kernels.
 
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "attention_balancer/core/error.hpp"
@@ -95,8 +98,8 @@ class QueryWeights {
   static QueryWeights of(std::span<const double> weights) { return given(weights, weights.data(), nullptr); }
   static QueryWeights of(const std::vector<float>& weights) { return of(std::span<const float>(weights)); }
   static QueryWeights of(const std::vector<double>& weights) { return of(std::span<const double>(weights)); }
-  static QueryWeights of(std::vector<float>&&) = delete;
-  static QueryWeights of(std::vector<double>&&) = delete;
+  template <detail::OwningTemporary R>
+  static QueryWeights of(R&&) = delete;
 
   /// No query counts: lse and entropy only, no mass and no exposure.
   static QueryWeights none() noexcept {
@@ -109,6 +112,13 @@ class QueryWeights {
 
   /// Number of weights given with of(); -1 for the other kinds, which fit any number of queries.
   Index size() const noexcept { return kind_ == Kind::given ? count_ : -1; }
+
+  /// What of() borrows, and its number of bytes; null for the other kinds.
+  std::pair<const void*, std::size_t> borrowed() const noexcept {
+    const auto n = static_cast<std::size_t>(kind_ == Kind::given ? count_ : 0);
+    if (doubles_) return {doubles_, n * sizeof(double)};
+    return {floats_, n * sizeof(float)};
+  }
 
   /// u of query i of `queries`.
   template <class T>
@@ -197,7 +207,8 @@ struct EvidenceAccess {
   template <class T>
   static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass,
                       evidence::Kind statistic) {
-    e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
+    e.batch_ = e.heads_ = e.queries_ = e.keys_ = 0;  // what is left if there is no memory
+    e.has_mass_ = false;
     const auto rows = static_cast<std::size_t>(batch * heads);
     const auto per_key = with_mass ? rows * static_cast<std::size_t>(keys) : 0;
     e.mass_.assign(per_key, T(0));
@@ -207,6 +218,19 @@ struct EvidenceAccess {
     e.entropy_.assign(rows * static_cast<std::size_t>(queries), T(0));
     e.sink_mass_.assign(rows, T(0));
     e.empty_rows_.assign(rows, 0);
+    e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
+  }
+
+  /// Whether `bytes` bytes from `address` on share memory with what reshape overwrites.
+  template <class T>
+  static bool holds(const Evidence<T>& e, const void* address, std::size_t bytes) noexcept {
+    const auto first = reinterpret_cast<std::uintptr_t>(address);
+    auto meets = [&](const auto& values) {
+      const auto begin = reinterpret_cast<std::uintptr_t>(values.data());
+      return first < begin + values.capacity() * sizeof(values[0]) && begin < first + bytes;
+    };
+    return meets(e.mass_) || meets(e.exposure_) || meets(e.statistic_) || meets(e.lse_) || meets(e.entropy_) ||
+           meets(e.sink_mass_);
   }
 
   /// Start of row (b, h) of each array, for row = b * heads + h.

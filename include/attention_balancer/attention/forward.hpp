@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <new>
+#include <string>
 #include <thread>
 #include <type_traits>
 
@@ -35,9 +37,10 @@ struct Chunks {
 template <Scalar T>
 class Worker {
  public:
+  /// Reserves the memory; nothing is written to the evidence before run.
   Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency)
       : call_(call), evidence_(evidence), chunks_(call.problem.queries),
-        heads_(call.problem.batch * call.problem.heads), with_mass_(evidence != nullptr && evidence->has_mass()) {
+        heads_(call.problem.batch * call.problem.heads), with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none) {
     const Problem& p = call.problem;
     slots_ = std::clamp(concurrency, Index(1), heads_ * chunks_.count);
     // Chunks of a head have partial masses of their own, to be added in order. With heads enough for everybody, a
@@ -48,12 +51,18 @@ class Worker {
     partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
     Scratch<T> sizes;
     slot_bytes_ = sizes.carve(nullptr, p, with_mass_, partial_size_);
-    const Index bytes = slots_ * slot_bytes_ + partials_kept_ * partial_size_ * static_cast<Index>(sizeof(T));
-    memory_ = workspace.reserve(static_cast<std::size_t>(bytes));
+    const Index kept_bytes = partial_size_ * static_cast<Index>(sizeof(T));
+    if (multiply_overflows(slots_, slot_bytes_) || multiply_overflows(partials_kept_, kept_bytes) ||
+        slots_ * slot_bytes_ > std::numeric_limits<Index>::max() - partials_kept_ * kept_bytes)
+      throw std::bad_alloc();
+    memory_ = workspace.reserve(static_cast<std::size_t>(slots_ * slot_bytes_ + partials_kept_ * kept_bytes));
   }
 
   template <class Run>
   void run(const Run& executor) {
+    if (evidence_ != nullptr)
+      EvidenceAccess::reshape(*evidence_, call_.problem.batch, call_.problem.heads, call_.problem.queries,
+                              call_.problem.keys, with_mass_, call_.statistic);
     share(executor, by_chunk_ ? heads_ * chunks_.count : heads_, [this](Index item, const Scratch<T>& scratch) {
       by_chunk_ ? run_chunk(item, scratch) : run_head(item, scratch);
     });
@@ -151,10 +160,15 @@ void run_attention(Call<T>& call, P&... policies) {
   const auto set = collect_policies<T>(policies...);
   call.policies = policy_calls<T>(set);
   call.scale = scale_of<T>(call.problem, policies...);
+  if (!std::isfinite(call.scale)) fail<InputError>("score::Scale factor", call.scale, "be finite in the tensors' scalar");
   if constexpr (count_of<PolicyKind::sink, T, P...> > 0) {
     auto& sink = find_policy<PolicyKind::sink, T>(policies...);
     using Sink = std::remove_reference_t<decltype(sink)>;
     call.sinks = &sink;
+    for (Index h = 0; h < call.problem.heads; ++h)
+      if (!(static_cast<T>(sink.logit(h)) < infinity<T>))
+        fail<InputError>("normalize::Sink logit of head " + std::to_string(h), sink.logit(h),
+                         "be finite in the tensors' scalar, or -inf");
     call.sink_logit = [](const void* s, Index head) { return static_cast<T>(static_cast<const Sink*>(s)->logit(head)); };
   }
 
@@ -166,9 +180,12 @@ void run_attention(Call<T>& call, P&... policies) {
     call.statistic = observation.statistic;
     if (const Index given = call.weights.size(); given >= 0)
       require_equal("QueryWeights::of number of weights", given, "q.length", call.problem.queries);
-    EvidenceAccess::reshape(*evidence, call.problem.batch, call.problem.heads, call.problem.queries, call.problem.keys,
-                            call.weights.kind() != QueryWeights::Kind::none, call.statistic);
+    const auto [weights, bytes] = call.weights.borrowed();
+    if (EvidenceAccess::holds(*evidence, weights, bytes))
+      fail<ShapeError>("QueryWeights::of", "in the memory of the evidence",
+                       "be copied first: the call overwrites the evidence");
   }
+  (check_borrowed(policies, call.out, evidence), ...);
 
   auto run = [&](Workspace& workspace) {
     if constexpr (count_of<PolicyKind::executor, T, P...> > 0) {

@@ -120,6 +120,21 @@ void validate_policy(const P& policy, const Problem& problem) {
   if constexpr (requires { policy.validate(problem); }) policy.validate(problem);
 }
 
+/// What a policy borrows must be neither in the output nor in the evidence: both are overwritten. Throws ShapeError.
+template <class T, class P>
+void check_borrowed(const P& policy, const TensorView<T>& out, const Evidence<T>* evidence) {
+  const Layout output = layout("out", out);
+  auto check = [&](const Layout& x) {
+    const Extent extent = check_layout(x);
+    if (may_overlap(output, check_layout(output), x, extent))
+      fail<ShapeError>("out", std::string("in the memory of ") + x.name, "not overlap an input");
+    if (evidence != nullptr && EvidenceAccess::holds(*evidence, reinterpret_cast<const std::byte*>(x.address) + extent.low,
+                                                     static_cast<std::size_t>(extent.high - extent.low)))
+      fail<ShapeError>(x.name, "in the memory of the evidence", "be copied first: the call overwrites the evidence");
+  };
+  if constexpr (requires { policy.borrowed(check); }) policy.borrowed(check);
+}
+
 /// The factor of the dot products.
 template <class T, class... P>
 T scale_of(const Problem& problem, const P&... policies) noexcept {

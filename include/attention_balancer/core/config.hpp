@@ -1,8 +1,8 @@
 #pragma once
 // Compiler and ISA configuration. Every macro of the library starts with ATTENTION_BALANCER_.
 
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "attention_balancer needs NaN and infinity: compile without -ffast-math and -ffinite-math-only"
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__)
+#error "attention_balancer needs NaN, infinity and the order of operations: compile without -ffast-math or parts of it"
 #endif
 
 // Everything whose machine code depends on -march lives in an inline namespace named after the ISA, so that two
@@ -11,8 +11,12 @@
 #define ATTENTION_BALANCER_ISA isa_scalar
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)
 #define ATTENTION_BALANCER_ISA isa_avx512
+#elif defined(__AVX512F__)
+#define ATTENTION_BALANCER_ISA isa_avx512f
 #elif defined(__AVX2__) && defined(__FMA__)
 #define ATTENTION_BALANCER_ISA isa_avx2
+#elif defined(__AVX__) && defined(__FMA__)
+#define ATTENTION_BALANCER_ISA isa_avx_fma
 #elif defined(__AVX__)
 #define ATTENTION_BALANCER_ISA isa_avx
 #elif defined(__SSE4_1__)

@@ -4,6 +4,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "attention_balancer/core/config.hpp"
+
 namespace attention_balancer {
 
 /// A tensor, view or vector whose shape, layout or memory does not fit. The message names the argument.
@@ -22,6 +24,7 @@ struct InputError : std::invalid_argument {
 };
 
 namespace detail {
+ATTENTION_BALANCER_BEGIN_ISA
 
 /// Throws Error("argument is <was>, but must <must>"): what it was and what it must be.
 template <class Error, class Value>
@@ -37,5 +40,6 @@ template <class Error, class Value>
   throw Error(text);
 }
 
+ATTENTION_BALANCER_END_ISA
 }  // namespace detail
 }  // namespace attention_balancer

@@ -1,6 +1,8 @@
 #pragma once
 #include <concepts>
 #include <cstddef>
+#include <ranges>
+#include <type_traits>
 
 namespace attention_balancer {
 
@@ -11,4 +13,12 @@ using Index = std::ptrdiff_t;
 template <class T>
 concept Scalar = std::same_as<T, float> || std::same_as<T, double>;
 
+namespace detail {
+
+/// A temporary that owns its elements, such as a vector or an array: nothing may be borrowed from it.
+template <class R>
+concept OwningTemporary = !std::is_lvalue_reference_v<R> && std::ranges::contiguous_range<R> &&
+                          !std::ranges::borrowed_range<R>;
+
+}  // namespace detail
 }  // namespace attention_balancer

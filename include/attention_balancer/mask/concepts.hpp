@@ -5,6 +5,13 @@
 
 #include "attention_balancer/score/concepts.hpp"
 
+namespace attention_balancer::mask {
+
+/// What a mask leaves of a block: nothing, everything, or it depends on the place. `partial` is always allowed.
+enum class Coverage { skip, full, partial };
+
+}  // namespace attention_balancer::mask
+
 namespace attention_balancer {
 ATTENTION_BALANCER_BEGIN_ISA
 
@@ -15,20 +22,14 @@ struct Rect {
   Index batch, head, queries, keys;
 };
 
-namespace mask {
-
-/// What a mask leaves of a block: nothing, everything, or it depends on the place. `partial` is always allowed.
-enum class Coverage { skip, full, partial };
-
-}  // namespace mask
-
-/// A mask says what may be attended: pure, must not throw. `visible` is called with scalars and with packs.
+/// A mask says what may be attended: pure, must not throw. `visible` is called with scalars and with packs; for packs
+/// it returns a comparison of packs, or a bool that holds for all lanes.
 /// It may have `void validate(const Problem&) const`, which throws if it does not fit the call.
 template <class M, class T>
 concept Mask = requires(const M& m, const Rect& rect, const Site<T>& site, const Site<simd::Pack<T>>& sites) {
   { m.classify(rect) } -> std::convertible_to<mask::Coverage>;
   { m.visible(site) } -> std::convertible_to<bool>;
-  m.visible(sites);
+  { simd::mask_of<simd::Pack<T>>(m.visible(sites)) };
 };
 
 ATTENTION_BALANCER_END_ISA

@@ -1,6 +1,7 @@
 #pragma once
 // The masks of the field. Masks given together intersect.
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
@@ -32,6 +33,8 @@ inline TensorView<const unsigned char> as_bytes(const TensorView<const bool>& v)
 /// Classifies the elements [i0, i1) x [j0, j1) of one head's plane of booleans.
 inline Coverage scan(const unsigned char* plane, Index row, Index column, Index i0, Index i1, Index j0,
                      Index j1) noexcept {
+  if (row == 0) i1 = i0 + 1;  // one row or one column serves all
+  if (column == 0) j1 = j0 + 1;
   const bool first = plane[i0 * row + j0 * column] != 0;
   for (Index i = i0; i < i1; ++i)
     for (Index j = j0; j < j1; ++j)
@@ -75,37 +78,42 @@ struct Window {
   Coverage classify(const Rect& r) const noexcept {
     const Index offset = r.keys - r.queries;
     const Index first = r.query_begin + offset, last = r.query_end - 1 + offset;
-    if (left >= 0 && r.key_end - 1 < first - left) return Coverage::skip;
-    if (right >= 0 && r.key_begin > last + right) return Coverage::skip;
-    const bool full = (left < 0 || r.key_begin >= last - left) && (right < 0 || r.key_end - 1 <= first + right);
+    const Index furthest = r.queries + r.keys;  // no distance is larger, and nothing overflows
+    const Index before = left < 0 ? furthest : std::min(left, furthest);
+    const Index after = right < 0 ? furthest : std::min(right, furthest);
+    if (r.key_end - 1 < first - before || r.key_begin > last + after) return Coverage::skip;
+    const bool full = r.key_begin >= last - before && r.key_end - 1 <= first + after;
     return full ? Coverage::full : Coverage::partial;
   }
   template <class S>
   ATTENTION_BALANCER_INLINE auto visible(const Site<S>& site) const {
     using scalar = simd::scalar_of<S>;
-    // Distances up to 2^24 are exact; an unbounded side is any number past them.
     const S distance = site.key() - site.query() - S(static_cast<scalar>(site.keys - site.queries));
-    const S low(left < 0 ? scalar(-1e9) : -static_cast<scalar>(left));
-    const S high(right < 0 ? scalar(1e9) : static_cast<scalar>(right));
+    const Index furthest = site.queries + site.keys;
+    const S low(-static_cast<scalar>(left < 0 ? furthest : std::min(left, furthest)));
+    const S high(static_cast<scalar>(right < 0 ? furthest : std::min(right, furthest)));
     return (distance >= low) & (distance <= high);
   }
 };
 
-/// Batch item b sees its first lengths[b] keys only: what lies behind them is padding and is never read. Borrows the
-/// lengths (a braced list: the numbers themselves), Index or std::int32_t.
+/// Batch item b sees its first lengths[b] keys only: what lies behind them is padding and reaches no result. Borrows
+/// the lengths, Index or std::int32_t; a braced list of up to 16 is copied.
 class KeyLengths {
  public:
   explicit KeyLengths(std::span<const Index> lengths) noexcept : wide_(lengths) {}
   explicit KeyLengths(std::span<const std::int32_t> lengths) noexcept : narrow_(lengths) {}
   explicit KeyLengths(const std::vector<Index>& lengths) noexcept : wide_(lengths) {}
   explicit KeyLengths(const std::vector<std::int32_t>& lengths) noexcept : narrow_(lengths) {}
-  explicit KeyLengths(std::vector<Index>&&) = delete;
-  explicit KeyLengths(std::vector<std::int32_t>&&) = delete;
-  /// The list lives until the end of the full expression: pass it within the call of `attention`.
-  KeyLengths(std::initializer_list<Index> lengths) noexcept : wide_(lengths.begin(), lengths.size()) {}
+  template <attention_balancer::detail::OwningTemporary R>
+  explicit KeyLengths(R&&) = delete;
+  /// Throws ShapeError if the list is longer than 16.
+  KeyLengths(std::initializer_list<Index> lengths) : copied_(static_cast<Index>(lengths.size())) {
+    if (copied_ > 16) detail::fail<ShapeError>("mask::KeyLengths braced list length", copied_, "be at most 16");
+    std::copy(lengths.begin(), lengths.end(), copy_);
+  }
 
   void validate(const Problem& problem) const {
-    const auto count = static_cast<Index>(wide_.size() + narrow_.size());
+    const Index count = copied_ + static_cast<Index>(wide_.size() + narrow_.size());
     detail::require_equal("mask::KeyLengths number of lengths", count, "the batch", problem.batch);
     for (Index b = 0; b < count; ++b)
       if (at(b) < 0 || at(b) > problem.keys)
@@ -121,8 +129,10 @@ class KeyLengths {
  private:
   Index at(Index b) const noexcept {
     const auto i = static_cast<std::size_t>(b);
-    return wide_.empty() ? narrow_[i] : wide_[i];
+    return copied_ > 0 ? copy_[i] : wide_.empty() ? narrow_[i] : wide_[i];
   }
+  Index copy_[16] = {};
+  Index copied_ = 0;
   std::span<const Index> wide_;
   std::span<const std::int32_t> narrow_;
 };
@@ -135,6 +145,10 @@ class Boolean {
   explicit Boolean(const TensorView<const unsigned char>& view) noexcept : view_(view) {}
   explicit Boolean(const TensorView<unsigned char>& view) noexcept : view_(view) {}
 
+  template <class F>
+  void borrowed(F f) const {
+    f(detail::layout("mask::Boolean", view_));
+  }
   void validate(const Problem& problem) const {
     detail::check_broadcast(detail::layout("mask::Boolean", view_), problem);
   }
@@ -164,6 +178,10 @@ class Blocks {
   Blocks(const TensorView<const unsigned char>& view, Index query_block, Index key_block) noexcept
       : view_(view), query_block_(query_block), key_block_(key_block) {}
 
+  template <class F>
+  void borrowed(F f) const {
+    f(detail::layout("mask::Blocks", view_));
+  }
   void validate(const Problem& problem) const {
     if (query_block_ < 1) detail::fail<ShapeError>("mask::Blocks query_block", query_block_, "be at least 1");
     if (key_block_ < 1) detail::fail<ShapeError>("mask::Blocks key_block", key_block_, "be at least 1");

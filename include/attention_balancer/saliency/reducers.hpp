@@ -84,6 +84,13 @@ auto mass_row(const Evidence<T>& evidence) {
 }
 
 template <Scalar T>
+auto statistic_row(const Evidence<T>& evidence) {
+  return [&evidence](Index b, Index h) {
+    return [statistic = evidence.statistic(b, h)](std::size_t j) { return static_cast<double>(statistic[j]); };
+  };
+}
+
+template <Scalar T>
 auto per_exposure_row(const Evidence<T>& evidence) {
   return [&evidence](Index b, Index h) {
     return [mass = evidence.mass(b, h), exposure = evidence.exposure(b, h)](std::size_t j) {
@@ -125,6 +132,19 @@ std::vector<T> per_exposure(const Evidence<T>& evidence, Heads heads = Heads::me
 template <Scalar T>
 std::vector<T> per_exposure(const Evidence<T>& evidence, Head head, Index batch = 0) {
   return detail::one_head(evidence, head, batch, detail::per_exposure_row(evidence));
+}
+
+/// [keys] The statistic that was observed beside the mass (evidence::squares, maximum, leave_one_out), reduced over the
+/// query heads; the mass if it was evidence::mass. Throws as mass does.
+template <Scalar T>
+std::vector<T> statistic(const Evidence<T>& evidence, Heads heads = Heads::mean, Index batch = 0) {
+  return detail::over_heads(evidence, heads, batch, detail::statistic_row(evidence));
+}
+
+/// [keys] The same for one query head alone.
+template <Scalar T>
+std::vector<T> statistic(const Evidence<T>& evidence, Head head, Index batch = 0) {
+  return detail::one_head(evidence, head, batch, detail::statistic_row(evidence));
 }
 
 }  // namespace saliency

@@ -84,7 +84,8 @@ class Site {
 };
 
 /// A score modifier changes a logit: pure, must not throw. Called with scalars and with packs.
-/// It may have `void validate(const Problem&) const`, which throws if it does not fit the call.
+/// It may have `void validate(const Problem&) const`, which throws if it does not fit the call, and
+/// `void borrowed(F f) const`, which calls f(detail::Layout) for memory that the call must not overwrite.
 template <class M, class T>
 concept ScoreModifier = requires(const M& m, T score, simd::Pack<T> scores, const Site<T>& site,
                                  const Site<simd::Pack<T>>& sites) {
@@ -95,6 +96,7 @@ concept ScoreModifier = requires(const M& m, T score, simd::Pack<T> scores, cons
 ATTENTION_BALANCER_END_ISA
 
 namespace detail {
+ATTENTION_BALANCER_BEGIN_ISA
 
 /// A view [batch or 1, heads or 1, queries or 1, keys or 1]. Throws ShapeError.
 inline void check_broadcast(const Layout& view, const Problem& problem) {
@@ -107,5 +109,6 @@ inline void check_broadcast(const Layout& view, const Problem& problem) {
   check_layout(view);
 }
 
+ATTENTION_BALANCER_END_ISA
 }  // namespace detail
 }  // namespace attention_balancer

@@ -1,7 +1,9 @@
 #pragma once
 // The score modifiers of the field. All apply to the scaled logit, in the order in which they are given.
 
+#include <array>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +20,16 @@ using number = std::conditional_t<std::is_integral_v<N>, double, N>;
 
 using attention_balancer::detail::fail;
 
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// score + bias, where a bias of -inf masks whatever the score is: not a number plus -inf would not.
+template <class S>
+ATTENTION_BALANCER_INLINE S add_bias(const S& score, const S& bias) noexcept {
+  const S none(-std::numeric_limits<simd::scalar_of<S>>::infinity());
+  return simd::select(bias == none, none, score + bias);
+}
+
+ATTENTION_BALANCER_END_ISA
 }  // namespace detail
 
 ATTENTION_BALANCER_BEGIN_ISA
@@ -27,6 +39,10 @@ ATTENTION_BALANCER_BEGIN_ISA
 template <Scalar T>
 struct Scale {
   T factor;
+
+  template <class N>
+    requires std::is_arithmetic_v<N>
+  constexpr Scale(N f) noexcept : factor(static_cast<T>(f)) {}
 
   void validate(const Problem&) const {
     if (!std::isfinite(factor)) detail::fail<InputError>("score::Scale factor", factor, "be finite");
@@ -39,6 +55,10 @@ Scale(N) -> Scale<detail::number<N>>;
 template <Scalar T>
 struct Softcap {
   T cap;
+
+  template <class N>
+    requires std::is_arithmetic_v<N>
+  constexpr Softcap(N c) noexcept : cap(static_cast<T>(c)) {}
 
   void validate(const Problem&) const {
     if (!(cap >= T(0)) || !std::isfinite(cap))
@@ -62,7 +82,13 @@ class Alibi {
   explicit Alibi(std::span<const T> slopes) noexcept : slopes_(slopes) {}
   explicit Alibi(std::span<T> slopes) noexcept : slopes_(slopes) {}
   explicit Alibi(const std::vector<T>& slopes) noexcept : slopes_(slopes) {}
-  explicit Alibi(std::vector<T>&&) = delete;
+  template <attention_balancer::detail::OwningTemporary R>
+  explicit Alibi(R&&) = delete;
+
+  template <class F>
+  void borrowed(F f) const {
+    f(attention_balancer::detail::layout("score::Alibi", slopes_));
+  }
 
   void validate(const Problem& problem) const {
     if (static_cast<Index>(slopes_.size()) != problem.heads)
@@ -84,6 +110,8 @@ template <class T, std::size_t N>
 Alibi(std::span<T, N>) -> Alibi<std::remove_const_t<T>>;
 template <class T>
 Alibi(const std::vector<T>&) -> Alibi<T>;
+template <class T, std::size_t N>
+Alibi(const std::array<T, N>&) -> Alibi<T>;
 
 /// The slopes of the ALiBi paper for `heads` heads: 2^(-8 k / n) for the largest power of two n <= heads, then every
 /// other one of the series for 2 n. Throws ShapeError if heads < 1.
@@ -108,12 +136,17 @@ class Bias {
   explicit Bias(TensorView<const T> view) noexcept : view_(view) {}
   explicit Bias(TensorView<T> view) noexcept : view_(view) {}
 
+  template <class F>
+  void borrowed(F f) const {
+    f(attention_balancer::detail::layout("score::Bias", view_));
+  }
+
   void validate(const Problem& problem) const {
     attention_balancer::detail::check_broadcast(attention_balancer::detail::layout("score::Bias", view_), problem);
   }
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
-    return score + site.at(view_);
+    return detail::add_bias(score, site.at(view_));
   }
 
  private:
@@ -132,9 +165,15 @@ class KeyBias {
       : view_(bhsd(bias.data(), 1, 1, 1, static_cast<Index>(bias.size()))) {}
   explicit KeyBias(std::span<T> bias) noexcept : KeyBias(std::span<const T>(bias)) {}
   explicit KeyBias(const std::vector<T>& bias) noexcept : KeyBias(std::span<const T>(bias)) {}
-  explicit KeyBias(std::vector<T>&&) = delete;
+  template <attention_balancer::detail::OwningTemporary R>
+  explicit KeyBias(R&&) = delete;
   explicit KeyBias(TensorView<const T> view) noexcept : view_(view) {}
   explicit KeyBias(TensorView<T> view) noexcept : view_(view) {}
+
+  template <class F>
+  void borrowed(F f) const {
+    f(attention_balancer::detail::layout("score::KeyBias", view_));
+  }
 
   void validate(const Problem& problem) const {
     using namespace attention_balancer::detail;
@@ -144,7 +183,7 @@ class KeyBias {
   }
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
-    return score + site.at(view_);
+    return detail::add_bias(score, site.at(view_));
   }
 
  private:
@@ -156,6 +195,8 @@ template <class T, std::size_t N>
 KeyBias(std::span<T, N>) -> KeyBias<std::remove_const_t<T>>;
 template <class T>
 KeyBias(const std::vector<T>&) -> KeyBias<T>;
+template <class T, std::size_t N>
+KeyBias(const std::array<T, N>&) -> KeyBias<T>;
 
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::score

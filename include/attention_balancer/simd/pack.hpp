@@ -2,8 +2,6 @@
 // The pack facade: the few operations that the kernels need, over xsimd. Kernels, score modifiers and masks name
 // only what is here and in math.hpp.
 
-#include <utility>
-
 #include "attention_balancer/core/config.hpp"
 #include "attention_balancer/simd/scalar_pack.hpp"
 

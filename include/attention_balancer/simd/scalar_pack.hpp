@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "attention_balancer/core/config.hpp"
 #include "attention_balancer/core/types.hpp"
@@ -33,6 +34,10 @@ using scalar_of = typename traits::Pack<S>::scalar;
 /// Number of lanes of a pack (of a scalar: 1).
 template <class S>
 inline constexpr int lanes_of = traits::Pack<S>::lanes;
+
+/// What comparisons of packs give; constructible from bool.
+template <class S>
+using mask_of = decltype(std::declval<S>() == std::declval<S>());
 
 /// Load from and store to memory of any alignment, or aligned to the size of the pack.
 template <class S, Scalar T>

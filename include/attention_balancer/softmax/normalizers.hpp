@@ -1,7 +1,9 @@
 #pragma once
 // How scores become weights.
 
+#include <array>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,7 +28,13 @@ class Sink {
   explicit Sink(std::span<const T> logits) noexcept : logits_(logits) {}
   explicit Sink(std::span<T> logits) noexcept : logits_(logits) {}
   explicit Sink(const std::vector<T>& logits) noexcept : logits_(logits) {}
-  explicit Sink(std::vector<T>&&) = delete;
+  template <attention_balancer::detail::OwningTemporary R>
+  explicit Sink(R&&) = delete;
+
+  template <class F>
+  void borrowed(F f) const {
+    f(attention_balancer::detail::layout("normalize::Sink", logits_));
+  }
 
   /// The logit of a query head.
   T logit(Index head) const noexcept { return logits_[static_cast<std::size_t>(head)]; }
@@ -48,6 +56,8 @@ template <class T, std::size_t N>
 Sink(std::span<T, N>) -> Sink<std::remove_const_t<T>>;
 template <class T>
 Sink(const std::vector<T>&) -> Sink<T>;
+template <class T, std::size_t N>
+Sink(const std::array<T, N>&) -> Sink<T>;
 
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::normalize

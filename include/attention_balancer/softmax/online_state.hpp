@@ -26,7 +26,7 @@ struct OnlineState {
   alignas(64) T top[width];     // the largest score so far; -inf if none is visible
   alignas(64) T sum[width];     // sum of 2^y, y = (score - top) * log2(e)
   alignas(64) T dot[width];     // sum of 2^y * y, for the entropy
-  alignas(64) T offset[width];  // top * log2(e), or 0 while there is no top: what the exponents subtract
+  alignas(64) T offset[width];  // top, or 0 while there is none: what is subtracted from a score
   alignas(64) T shrink[width];  // what the last raise of the top multiplied sums and outputs with
 
   void clear() noexcept {
@@ -44,9 +44,10 @@ void raise_top(OnlineState<T>& state, const T* candidate) noexcept {
     const S before = simd::load_aligned<S>(state.top + v * n), offset = simd::load_aligned<S>(state.offset + v * n);
     const S top = simd::max(simd::load_aligned<S>(candidate + v * n), before);
     // Without a visible key top is -inf, and -inf - -inf would be not a number: subtract 0 until there is one.
-    const S raised = simd::select(top == S(-infinity<T>), S(T(0)), top * S(T(simd::log2_e)));
+    const S raised = simd::select(top == S(-infinity<T>), S(T(0)), top);
     // While sum is 0 any finite factor does; before a first top, offset is no measure of the distance.
-    const S exponent = simd::clamp_exponent(simd::select(before == S(-infinity<T>), S(-infinity<T>), offset - raised));
+    const S exponent = simd::clamp_exponent(
+        simd::select(before == S(-infinity<T>), S(-infinity<T>), (offset - raised) * S(T(simd::log2_e))));
     const S shrink = simd::exp2_clamped(exponent);
     const S sum = simd::load_aligned<S>(state.sum + v * n), dot = simd::load_aligned<S>(state.dot + v * n);
     // Each 2^y * y becomes shrink * 2^y * (y + exponent).
@@ -66,14 +67,14 @@ ATTENTION_BALANCER_NOINLINE void weigh(T* scores, Index keys, OnlineState<T>& st
   S offset[V], sum[V], dot[V];
   ATTENTION_BALANCER_UNROLL
   for (int v = 0; v < V; ++v)
-    offset[v] = S(T(0)) - simd::load_aligned<S>(state.offset + v * n), sum[v] = dot[v] = S(T(0));
+    offset[v] = simd::load_aligned<S>(state.offset + v * n), sum[v] = dot[v] = S(T(0));
   const S log2_e = S(T(simd::log2_e));
   for (Index j = 0; j < keys; ++j) {
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) {
       T* at = scores + (j * V + v) * n;
-      // One rounding: the error of the offset is common to a query's weights and cancels when they are normalised.
-      const S y = simd::clamp_exponent(simd::fma(simd::load_aligned<S>(at), log2_e, offset[v]));
+      // Subtracted first: a difference of scores is exact where it matters, a scaled score is not, and may overflow.
+      const S y = simd::clamp_exponent((simd::load_aligned<S>(at) - offset[v]) * log2_e);
       const S weight = simd::exp2_clamped(y);
       simd::store_aligned(at, weight);
       sum[v] = sum[v] + weight;
@@ -110,9 +111,8 @@ void normalize_block(const OnlineState<T>& state, T sink_logit, bool evidence, N
     const S sum = simd::load_aligned<S>(state.sum + v * n), dot = simd::load_aligned<S>(state.dot + v * n);
     const S highest = simd::max(sink, top);
     const S base = simd::select(highest == none, zero, highest);
-    const S base_offset = base * log2_e;
-    const S shrink = simd::exp2_clamped(simd::clamp_exponent(simd::select(top == none, none, offset - base_offset)));
-    const S sink_weight = simd::exp2_clamped(simd::clamp_exponent(simd::fma(sink, log2_e, zero - base_offset)));
+    const S shrink = simd::exp2_clamped(simd::clamp_exponent(simd::select(top == none, none, (offset - base) * log2_e)));
+    const S sink_weight = simd::exp2_clamped(simd::clamp_exponent((sink - base) * log2_e));
     const S total = simd::fma(sum, shrink, sink_weight);
     const S inverse = simd::select(total == zero, zero, S(T(1)) / total);
     const S factor = shrink * inverse, sink_probability = sink_weight * inverse;

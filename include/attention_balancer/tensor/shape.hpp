@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <numeric>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -21,6 +23,7 @@ struct Problem {
 };
 
 namespace detail {
+ATTENTION_BALANCER_BEGIN_ISA
 
 /// A view without its element type, so that the checks are compiled once.
 struct Layout {
@@ -38,6 +41,12 @@ Layout layout(const char* name, const TensorView<T>& x) {
           static_cast<Index>(sizeof(T)),
           {x.batch, x.heads, x.length, x.dim},
           {x.batch_stride, x.head_stride, x.length_stride, x.dim_stride}};
+}
+
+/// A span as a view [1, 1, 1, n].
+template <class T>
+Layout layout(const char* name, std::span<T> x) {
+  return layout(name, bhsd(x.data(), 1, 1, 1, static_cast<Index>(x.size())));
 }
 
 inline bool multiply_overflows(Index a, Index b) {
@@ -61,9 +70,11 @@ inline Extent check_layout(const Layout& x) {
     if (multiply_overflows(elements, x.sizes[a]))
       fail<ShapeError>(std::string(x.name) + axes[a], x.sizes[a], "not make the number of elements overflow");
     elements *= x.sizes[a];
+    if (x.strides[a] < -most)  // its negative may not exist
+      fail<ShapeError>(std::string(x.name) + axes[a] + " stride", x.strides[a], "not make the address overflow");
     const Index steps = x.sizes[a] > 0 ? x.sizes[a] - 1 : 0;
     const Index stride = x.strides[a] < 0 ? -x.strides[a] : x.strides[a];
-    if (stride < 0 || multiply_overflows(steps, stride) || steps * stride > most / x.element_size)
+    if (multiply_overflows(steps, stride) || steps * stride > most / x.element_size)
       fail<ShapeError>(std::string(x.name) + axes[a] + " stride", x.strides[a], "not make the address overflow");
     (x.strides[a] < 0 ? extent.low : extent.high) += (x.strides[a] < 0 ? -1 : 1) * steps * stride * x.element_size;
     if (extent.high > most || extent.low < -most)
@@ -74,38 +85,50 @@ inline Extent check_layout(const Layout& x) {
   return extent;
 }
 
-/// Whether two checked views can share a byte. Views interleaved in one buffer, as q, k, v and out can be in rows
-/// of one projection, are told apart when all their long strides are multiples of the same step.
+/// Whether two checked views can share a byte. Views interleaved in one buffer, as q, k, v and out can be in rows of
+/// one projection, are told apart: with the axes of small strides as a run of bytes, and the others as repetitions of
+/// it at multiples of one step, two views are apart if their runs are apart within the step.
 inline bool may_overlap(const Layout& a, Extent ea, const Layout& b, Extent eb) {
   if (ea.low == ea.high || eb.low == eb.high) return false;
   // Relative to the address of a, in unsigned arithmetic that wraps as addresses do.
   const auto between = static_cast<Index>(b.address - a.address);
   if (between + eb.low >= ea.high || ea.low >= between + eb.high) return false;
 
-  // Split each view into a run of bytes (its axes with small strides) repeated at multiples of `step`.
-  Index step = 0;
-  for (const Layout* x : {&a, &b})
-    for (int axis = 0; axis < 4; ++axis)
-      if (x->sizes[axis] > 1 && x->strides[axis] != 1)
-        step = std::gcd(step, std::abs(x->strides[axis]) * x->element_size);
-  if (step == 0) return true;
-  auto run = [](const Layout& x) {
-    Index length = 1;
-    for (int axis = 0; axis < 4; ++axis)
-      if (x.strides[axis] == 1) length = std::max(length, x.sizes[axis]);
-    return length * x.element_size;
-  };
-  const Index offset = ((between % step) + step) % step;  // of b's runs within the step of a's
-  return offset < run(a) || offset + run(b) > step;
+  const Layout* views[] = {&a, &b};
+  for (const Layout* by : views)
+    for (int split = -1; split < 4; ++split) {  // each stride in turn as the longest within a run
+      if (split >= 0 && by->sizes[split] <= 1) continue;
+      const Index longest = split < 0 ? 0 : std::abs(by->strides[split]) * by->element_size;
+      Index step = 0;
+      Extent run[2];
+      for (int i = 0; i < 2; ++i) {
+        const Layout& x = *views[i];
+        run[i] = {0, x.element_size};
+        for (int axis = 0; axis < 4; ++axis) {
+          if (x.sizes[axis] <= 1) continue;
+          const Index bytes = x.strides[axis] * x.element_size;
+          if (std::abs(bytes) > longest)
+            step = std::gcd(step, std::abs(bytes));
+          else
+            (bytes < 0 ? run[i].low : run[i].high) += bytes * (x.sizes[axis] - 1);
+        }
+      }
+      if (step == 0) continue;
+      const Index gap = between + run[1].low - run[0].low, offset = ((gap % step) + step) % step;
+      if (offset >= run[0].high - run[0].low && offset + (run[1].high - run[1].low) <= step) return false;
+    }
+  return true;
 }
 
 /// An output must not write an element twice: its axes, from the smallest stride up, must each step over the last.
 inline void check_no_self_overlap(const Layout& x) {
-  Index order[4] = {0, 1, 2, 3};
-  auto stride = [&](Index axis) { return std::abs(x.strides[axis]); };
-  std::sort(order, order + 4, [&](Index a, Index b) { return stride(a) < stride(b); });
+  int order[4] = {0, 1, 2, 3};
+  auto stride = [&](int axis) { return std::abs(x.strides[axis]); };
+  for (int end = 4; end > 1; --end)
+    for (int i = 1; i < end; ++i)
+      if (stride(order[i]) < stride(order[i - 1])) std::swap(order[i], order[i - 1]);
   Index covered = 1;
-  for (Index axis : order) {
+  for (const int axis : order) {
     if (x.sizes[axis] <= 1) continue;
     if (stride(axis) < covered)
       fail<ShapeError>(std::string(x.name) + " stride", x.strides[axis], "not let its elements overlap");
@@ -122,6 +145,13 @@ inline void require_at_least_one(const char* what, Index was) {
   if (was < 1) fail<ShapeError>(what, was, "be at least 1");
 }
 
+/// count * length numbers must leave room to count bytes, blocks and workers.
+inline void require_addressable(const char* what, Index count, Index length) {
+  constexpr Index most = std::numeric_limits<Index>::max() >> 20;
+  if (count > most || multiply_overflows(count, length) || count * length > most)
+    fail<ShapeError>(what, length, "not make the scratch memory overflow");
+}
+
 /// Sizes of q and k that belong together. Throws ShapeError.
 inline Problem check_queries_and_keys(const Layout& q, const Layout& k) {
   check_layout(q);
@@ -135,6 +165,10 @@ inline Problem check_queries_and_keys(const Layout& q, const Layout& k) {
   if (q.sizes[1] % k.sizes[1] != 0)
     fail<ShapeError>("q.heads", q.sizes[1], "be a multiple of k.heads = " + std::to_string(k.sizes[1]));
   require_equal("k.dim", k.sizes[3], "q.dim", q.sizes[3]);
+  // Broadcast views can claim any size; scratch memory and evidence must be able to count its bytes.
+  require_addressable("q.dim", 1, q.sizes[3]);
+  require_addressable("q.length", q.sizes[0] * q.sizes[1], q.sizes[2]);
+  require_addressable("k.length", q.sizes[0] * q.sizes[1], k.sizes[2]);
   return {q.sizes[0], q.sizes[1], k.sizes[1], q.sizes[2], k.sizes[2], q.sizes[3], 0};
 }
 
@@ -146,6 +180,7 @@ inline void check_values_and_output(Problem& problem, const Layout& q, const Lay
   require_equal("v.heads", v.sizes[1], "k.heads", problem.kv_heads);
   require_equal("v.length", v.sizes[2], "k.length", problem.keys);
   require_at_least_one("v.dim", v.sizes[3]);
+  require_addressable("v.dim", 1, v.sizes[3]);
   problem.value_dim = v.sizes[3];
   require_equal("out.batch", out.sizes[0], "q.batch", problem.batch);
   require_equal("out.heads", out.sizes[1], "q.heads", problem.heads);
@@ -161,10 +196,14 @@ inline void check_values_and_output(Problem& problem, const Layout& q, const Lay
 /// Positions travel as floating point numbers of `mantissa_bits` bits.
 inline void check_positions(const Problem& problem, int mantissa_bits) {
   const Index most = Index(1) << std::min(mantissa_bits, 62);
-  const std::string must = "be at most " + std::to_string(most) + ", to which positions are exact";
-  if (problem.queries > most) fail<ShapeError>("q.length", problem.queries, must);
-  if (problem.keys > most) fail<ShapeError>("k.length", problem.keys, must);
+  auto check = [most](const char* what, Index length) {
+    if (length > most)
+      fail<ShapeError>(what, length, "be at most " + std::to_string(most) + ", to which positions are exact");
+  };
+  check("q.length", problem.queries);
+  check("k.length", problem.keys);
 }
 
+ATTENTION_BALANCER_END_ISA
 }  // namespace detail
 }  // namespace attention_balancer

@@ -84,12 +84,12 @@ struct Scratch {
 
   static Index padded(Index elements) noexcept { return (elements + 15) / 16 * 16; }
 
-  /// Sets the pointers from `memory` on, aligned to 64 bytes, and returns the number of bytes used.
+  /// Sets the pointers from `memory` on, aligned to 64 bytes, if it is not null; returns the number of bytes used.
   Index carve(std::byte* memory, const Problem& p, bool whole_strip, Index partial_size) noexcept {
-    std::byte* at = memory;
+    Index used = 0;
     auto take = [&](auto*& pointer, Index elements) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
-      at += padded(elements) * static_cast<Index>(sizeof(*pointer));
+      if (memory != nullptr) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
+      used += padded(elements) * static_cast<Index>(sizeof(*pointer));
     };
     constexpr Index width = block_width<T>;
     take(queries, p.dim * width);
@@ -100,7 +100,7 @@ struct Scratch {
     take(spare, block_keys * width);
     take(ranges, p.keys / block_keys + 2);
     take(partial, partial_size);
-    return at - memory;
+    return used;
   }
 };
 
@@ -325,11 +325,13 @@ class Block {
   /// A row that is not a number makes the masses that it touches so, and no others: not those of keys that it does
   /// not see, and none at all if its query weighs nothing.
   ATTENTION_BALANCER_NOINLINE void isolate(Index i, T* factor) noexcept {
-    Index keys = 0;
-    for (Index r = 0; r < ranges_; ++r) keys += s_.ranges[r].end - s_.ranges[r].begin;
-    for (Index j = 0; j < keys; ++j) {
-      T& weight = s_.strip[j * width + i];
-      weight = u_[i] == T(0) || weight == T(0) ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    alignas(64) T top[width] = {};
+    T* weights = s_.strip;
+    for (Index r = 0; r < ranges_; ++r) {
+      score(s_.ranges[r], s_.spare, top);  // once more: a weight of 0 does not tell masked from small
+      for (Index j = 0; j < s_.ranges[r].end - s_.ranges[r].begin; ++j, weights += width)
+        weights[i] = u_[i] == T(0) || s_.spare[j * width + i] == -infinity<T> ? T(0)
+                                                                             : std::numeric_limits<T>::quiet_NaN();
     }
     factor[i] = result_.factor[i] = T(1);
   }

@@ -89,7 +89,7 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
   /// Intersection of the masks at a site; only where there are any.
   template <class S>
   ATTENTION_BALANCER_INLINE auto visible(const Site<S>& site) const {
-    return std::apply([&](const auto&... m) { return (m.visible(site) & ...); }, masks);
+    return std::apply([&](const auto&... m) { return (simd::mask_of<S>(m.visible(site)) & ...); }, masks);
   }
 
   mask::Coverage classify(const Rect& rect) const {

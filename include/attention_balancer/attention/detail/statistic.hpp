@@ -22,7 +22,8 @@ struct Add {
 struct Larger {
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& a, const S& b) const noexcept {
-    return simd::select(a != a, a, simd::max(a, b));
+    // Not `a != a`: xsimd 8.1 calls that false of not a number on AVX.
+    return simd::select(a == a, simd::max(a, b), a);
   }
 };
 

@@ -1,5 +1,6 @@
 #pragma once
-// The right half: evidence to saliency, shares, units, state and execution. Standard library only, and quick to include.
+// The right half: evidence to saliency, shares, units, state and execution. Standard library only, and quick to
+// include.
 
 #include "attention_balancer/allocate/apportion.hpp"
 #include "attention_balancer/allocate/concepts.hpp"

@@ -140,6 +140,8 @@ struct NoObserver {
 template <class... P>
 auto observer(const Problem& problem, P&... policies) {
   if constexpr (count_of<PolicyKind::observation, double, P...> > 0) {
+    using Observed = std::remove_cvref_t<decltype(find_policy<PolicyKind::observation, double>(policies...))>;
+    static_assert(fits_scalar<double, Observed>, "attention_balancer: the reference writes Evidence<double>");
     return Observer(find_policy<PolicyKind::observation, double>(policies...), problem);
   } else {
     return NoObserver{};

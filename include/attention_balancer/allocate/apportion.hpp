@@ -45,8 +45,8 @@ std::vector<double> scaled_weights(std::span<const T> weights, int exponent, dou
   return scaled;
 }
 
-/// For prices: the largest weight becomes huge, so that the small ones are not lost where caps bind and they share what
-/// is left. 600 orders below it there is an end: a price must not underflow.
+/// For prices: the largest weight becomes huge, so that the small ones are not lost where caps bind and they share
+/// what is left. 600 orders below it there is an end: a price must not underflow.
 template <Scalar T>
 std::vector<double> price_weights(std::span<const T> weights) {
   return scaled_weights(weights, 1023, 0x1p-972);
@@ -60,8 +60,8 @@ inline std::vector<Index> hamilton(const std::vector<double>& w, Index total) {
   for (const double x : w) sum.add(x);
   const double all = sum.value(), all_rest = sum.rest(), t = static_cast<double>(total);
 
-  // quota = total * w / all, as whole * all + remainder with a remainder exact to about 2^-100 of the quota, so that
-  // equal remainders compare equal. The products are inside fma: no compiler may contract them differently.
+  // quota = total * w / all, as whole * all + remainder with a remainder exact to about 2^-100 of the quota, so
+  // that equal remainders compare equal. The products are inside fma: no compiler may contract them differently.
   std::vector<Index> units(n);
   std::vector<double> remainder(n);
   Index left = total;
@@ -98,8 +98,9 @@ struct Seat {
   double price(Index k) const noexcept { return weight / (static_cast<double>(k) + 0.5); }
 };
 
-/// Sets the units of every seat to what it is worth at about `budget` units in all, but only if that is a beginning of
-/// the award, the same whatever the order of ties: all units above some price, and none below. Returns their number.
+/// Sets the units of every seat to what it is worth at about `budget` units in all, but only if that is a beginning
+/// of the award, the same whatever the order of ties: all units above some price, and none below. Returns their
+/// number.
 inline Index award_about(std::span<Seat> seats, double budget) {
   std::vector<FillItem> items;
   items.reserve(seats.size());
@@ -120,11 +121,12 @@ inline Index award_about(std::span<Seat> seats, double budget) {
   return awarded;
 }
 
-/// Awards `total` units by Sainte-Lague within the bounds; sum of lower <= total <= sum of upper. One by one would take
-/// `total` steps: the water-filling takes nearly all of them at once, a heap the few that are left. O(n log n).
+/// Awards `total` units by Sainte-Lague within the bounds; sum of lower <= total <= sum of upper. One by one would
+/// take `total` steps: the water-filling takes nearly all of them at once, a heap the few that are left. O(n log
+/// n).
 inline void award(std::span<Seat> seats, Index total) {
-  // Rounding may award too many, some sqrt(n) of them as a rule and n at worst: then again for a smaller budget. Below
-  // the sum of the lower bounds nothing but these is awarded, so there is an end.
+  // Rounding may award too many, some sqrt(n) of them as a rule and n at worst: then again for a smaller budget.
+  // Below the sum of the lower bounds nothing but these is awarded, so there is an end.
   Index left = 0;
   for (double budget = static_cast<double>(total), step = 1;; step *= 2) {
     left = total - award_about(seats, budget);
@@ -140,7 +142,8 @@ inline void award(std::span<Seat> seats, Index total) {
   const auto worse = [](const Offer& a, const Offer& b) {
     if (a.price != b.price) return a.price < b.price;
     if (a.seat->weight != b.seat->weight) return a.seat->weight < b.seat->weight;
-    if (a.seat->units != b.seat->units) return a.seat->units > b.seat->units;  // near 2^53 units 1/2 is rounded away
+    if (a.seat->units != b.seat->units)
+      return a.seat->units > b.seat->units;  // near 2^53 units 1/2 is rounded away
     return a.seat->item > b.seat->item;
   };
   std::vector<Offer> offers;
@@ -160,8 +163,8 @@ inline void award(std::span<Seat> seats, Index total) {
 }
 
 /// `w` from price_weights. Empty bounds are 0 and total.
-inline std::vector<Index> sainte_lague(const std::vector<double>& w, Index total, std::span<const Index> lowers = {},
-                                       std::span<const Index> uppers = {}) {
+inline std::vector<Index> sainte_lague(const std::vector<double>& w, Index total,
+                                       std::span<const Index> lowers = {}, std::span<const Index> uppers = {}) {
   const std::size_t n = w.size();
   check_total(total, n);
   std::vector<Seat> weighted, zero;
@@ -212,9 +215,10 @@ std::vector<Index> sainte_lague_within(std::span<const T> weights, Index total, 
 
 namespace apportion {
 
-/// Hamilton's method (largest remainders): every item gets the whole part of its quota total * w_i / sum w, and what is
-/// left goes, a unit each, to the largest remainders; ties to the larger weight, then to the lower index. Always
-/// |units - quota| < 1, but not house monotone (weights 6, 6, 2: 10 -> 4, 4, 2 but 11 -> 5, 5, 1): for one shot.
+/// Hamilton's method (largest remainders): every item gets the whole part of its quota total * w_i / sum w, and
+/// what is left goes, a unit each, to the largest remainders; ties to the larger weight, then to the lower index.
+/// Always |units - quota| < 1, but not house monotone (weights 6, 6, 2: 10 -> 4, 4, 2 but 11 -> 5, 5, 1): for one
+/// shot.
 ///
 /// Returns one Index per weight, adding up to `total` exactly. All-zero weights count as equal. O(n log n). Throws
 /// InputError naming the item if a weight is NaN, infinite or negative; BudgetError if the total is negative, above
@@ -226,9 +230,9 @@ inline std::vector<Index> hamilton(std::span<const double> weights, Index total)
   return detail::hamilton(detail::scaled_weights(weights, 0), total);
 }
 
-/// Sainte-Lague's method (Webster): each unit in turn goes to the largest w_i / (a_i + 1/2), a_i being what the item has
-/// so far; ties to the larger weight, then to the lower index. House monotone: a larger total takes nothing away. It
-/// may leave quota (|units - quota| can reach 1 and more). For feedback loops.
+/// Sainte-Lague's method (Webster): each unit in turn goes to the largest w_i / (a_i + 1/2), a_i being what the
+/// item has so far; ties to the larger weight, then to the lower index. House monotone: a larger total takes
+/// nothing away. It may leave quota (|units - quota| can reach 1 and more). For feedback loops.
 ///
 /// Returns and throws as hamilton does; O(n log n) whatever the total.
 inline std::vector<Index> sainte_lague(std::span<const float> weights, Index total) {
@@ -238,8 +242,8 @@ inline std::vector<Index> sainte_lague(std::span<const double> weights, Index to
   return detail::sainte_lague(detail::price_weights(weights), total);
 }
 
-/// The same within lower_i <= units_i <= upper_i: units are awarded in turn from `lower` on, to items below `upper`.
-/// When every item with weight is at its upper bound, the rest goes equally to the items of weight zero.
+/// The same within lower_i <= units_i <= upper_i: units are awarded in turn from `lower` on, to items below
+/// `upper`. When every item with weight is at its upper bound, the rest goes equally to the items of weight zero.
 /// Also throws ShapeError if the sizes differ and BudgetError, naming the item, if a bound is negative, crosses the
 /// other, or the bounds cannot add up to the total.
 inline std::vector<Index> sainte_lague(std::span<const float> weights, Index total, std::span<const Index> lower,
@@ -256,15 +260,17 @@ struct UnitLimits {
   Index lower = 0, upper = 0;
 };
 
-/// ceil(floor * total) and floor(cap * total); {0, 0} for an item that is not eligible. A product within epsilon of a
-/// whole number counts as that number: a floor of 0.1f, which is a little above 0.1, asks for 100 of 1000, not 101.
+/// ceil(floor * total) and floor(cap * total); {0, 0} for an item that is not eligible. A product within epsilon of
+/// a whole number counts as that number: a floor of 0.1f, which is a little above 0.1, asks for 100 of 1000, not
+/// 101.
 template <Scalar T>
 UnitLimits unit_limits(const allocate::Limits<T>& limits, Index total) {
   if (!limits.eligible) return {};
   const double t = static_cast<double>(total);
   const auto whole = [&](double share, auto round) {
     const double product = std::min(share, 1.0) * t, nearest = std::nearbyint(product);
-    const bool meant = std::abs(product - nearest) <= product * static_cast<double>(std::numeric_limits<T>::epsilon());
+    const bool meant =
+        std::abs(product - nearest) <= product * static_cast<double>(std::numeric_limits<T>::epsilon());
     return static_cast<Index>(meant ? nearest : round(product));
   };
   return {whole(static_cast<double>(limits.floor), [](double x) { return std::ceil(x); }),

@@ -58,13 +58,14 @@ namespace detail {
 template <class Range, class T>
 concept Borrowable = std::convertible_to<Range, std::span<const T>> && !OwningTemporary<Range>;
 
-/// The scalar that policy parameters deduce to: floating ones decide, integers accept any, integers alone are double.
+/// The scalar that policy parameters deduce to: floating ones decide, integers accept any, integers alone are
+/// double.
 template <class N>
 struct PolicyScalar {
   using type = void;
 };
 template <class N>
-  requires std::is_floating_point_v<N>
+requires std::is_floating_point_v<N>
 struct PolicyScalar<N> {
   using type = N;
 };
@@ -81,10 +82,11 @@ template <class N, class... Ns>
 struct CommonScalar<N, Ns...> {
   using first = typename PolicyScalar<std::remove_cvref_t<N>>::type;
   using rest = typename CommonScalar<Ns...>::type;
-  static constexpr bool rest_decides = !(std::is_void_v<typename PolicyScalar<std::remove_cvref_t<Ns>>::type> && ...);
-  using type = typename std::conditional_t<std::is_void_v<first>, std::type_identity<rest>,
-                                           std::conditional_t<rest_decides, std::common_type<first, rest>,
-                                                              std::type_identity<first>>>::type;
+  static constexpr bool rest_decides =
+      !(std::is_void_v<typename PolicyScalar<std::remove_cvref_t<Ns>>::type> && ...);
+  using type = typename std::conditional_t<
+      std::is_void_v<first>, std::type_identity<rest>,
+      std::conditional_t<rest_decides, std::common_type<first, rest>, std::type_identity<first>>>::type;
 };
 template <class... Ns>
 using common_scalar = typename CommonScalar<Ns...>::type;
@@ -117,27 +119,28 @@ double largest_weight(std::span<const T> weights) {
 template <class Wanted, class Given>
 void check_size(std::string_view what, Given given, std::string_view like, Wanted wanted) {
   if (static_cast<std::size_t>(given) != static_cast<std::size_t>(wanted))
-    fail<ShapeError>(std::string(what) + " size", static_cast<std::size_t>(given),
-                     "equal the size of " + std::string(like) + ", " +
-                         std::to_string(static_cast<std::size_t>(wanted)));
+    fail<ShapeError>(
+        std::string(what) + " size", static_cast<std::size_t>(given),
+        "equal the size of " + std::string(like) + ", " + std::to_string(static_cast<std::size_t>(wanted)));
 }
 
 }  // namespace detail
 
 namespace allocate {
 
-/// Which items take part: a borrowed mask, one entry per item, true (non-zero) = eligible. Default: every item. Made
-/// implicitly from a vector, array or span of bool, char or unsigned char, or from a std::vector<bool>; a temporary
-/// that owns its memory does not convert. Masked is not zero: an item of weight zero may get its floor, a masked one
-/// never gets anything.
+/// Which items take part: a borrowed mask, one entry per item, true (non-zero) = eligible. Default: every item.
+/// Made implicitly from a vector, array or span of bool, char or unsigned char, or from a std::vector<bool>; a
+/// temporary that owns its memory does not convert. Masked is not zero: an item of weight zero may get its floor, a
+/// masked one never gets anything.
 class Eligible {
  public:
   constexpr Eligible() noexcept = default;
 
   template <class Range>
-    requires(detail::Borrowable<Range, bool> || detail::Borrowable<Range, char> ||
-             detail::Borrowable<Range, unsigned char> || detail::Borrowable<Range, signed char>)
-  Eligible(Range&& mask) noexcept
+  requires(detail::Borrowable<Range, bool> || detail::Borrowable<Range, char> ||
+           detail::Borrowable<Range, unsigned char> || detail::Borrowable<Range, signed char>)
+      Eligible(Range&& mask)
+  noexcept
       : bytes_(reinterpret_cast<const unsigned char*>(std::data(mask))), size_(std::size(mask)), given_(true) {}
 
   Eligible(const std::vector<bool>& mask) noexcept : bits_(&mask), size_(mask.size()), given_(true) {}
@@ -167,12 +170,12 @@ template <Scalar T>
 class Bound {
  public:
   template <class Number>
-    requires std::is_arithmetic_v<Number>
+  requires std::is_arithmetic_v<Number>
   constexpr Bound(Number common) noexcept : common_(static_cast<T>(common)) {}
 
   template <class Range>
-    requires(detail::Borrowable<Range, T>)
-  constexpr Bound(Range&& per_item) noexcept : items_(per_item), per_item_(true) {}
+  requires(detail::Borrowable<Range, T>) constexpr Bound(Range&& per_item) noexcept
+      : items_(per_item), per_item_(true) {}
 
   /// True if there is one number per item, then size() of them.
   constexpr bool per_item() const noexcept { return per_item_; }

@@ -47,23 +47,23 @@ void check_bounds(T floor, T cap, std::size_t i) {
   if (floor != floor) fail<InputError>(item_of("Bounded floor", i), number(floor), "be a number");
   if (cap != cap) fail<InputError>(item_of("Bounded cap", i), number(cap), "be a number");
   if (floor < T(0)) fail<BudgetError>(item_of("Bounded floor", i), number(floor), "not be negative");
-  if (floor > cap) fail<BudgetError>(item_of("Bounded floor", i), number(floor), "not exceed its cap " + number(cap));
+  if (floor > cap)
+    fail<BudgetError>(item_of("Bounded floor", i), number(floor), "not exceed its cap " + number(cap));
 }
 
 /// Throws if bounds of `eligible` items that add up to `sum` cannot make 1; item `worst` has the strictest.
 template <Scalar T>
 [[noreturn]] void infeasible(const char* bound, double sum, std::size_t eligible, std::size_t worst, T value,
                              const char* must) {
-  fail<BudgetError>("sum of the Bounded " + std::string(bound) + "s of " + std::to_string(eligible) +
-                        " eligible items",
-                    number(sum),
-                    std::string(must) + " the total 1: the " + item_of(bound, worst) + " is " + number(value));
+  fail<BudgetError>(
+      "sum of the Bounded " + std::string(bound) + "s of " + std::to_string(eligible) + " eligible items",
+      number(sum), std::string(must) + " the total 1: the " + item_of(bound, worst) + " is " + number(value));
 }
 
 /// Bounded::operator().
 template <Scalar T>
-void share_within(const allocate::Bound<T>& floor, const allocate::Bound<T>& cap, const allocate::Eligible& eligible,
-                  std::span<const T> saliency, std::span<T> shares) {
+void share_within(const allocate::Bound<T>& floor, const allocate::Bound<T>& cap,
+                  const allocate::Eligible& eligible, std::span<const T> saliency, std::span<T> shares) {
   const std::size_t n = saliency.size();
   check_size("shares", shares.size(), "saliency", n);
   if (floor.per_item()) check_size("Bounded floor", floor.size(), "saliency", n);
@@ -126,10 +126,10 @@ namespace allocate {
 
 /// share_i = w_i / sum w. All-zero weights are uniform.
 ///
-/// `operator()(saliency, shares)`: n >= 1 non-negative weights of any scale to n shares with |sum - 1| <= n * epsilon;
-/// order-preserving, scale-invariant, idempotent. The spans may be the same memory. Throws ShapeError if the sizes
-/// differ, BudgetError if there is no item, InputError naming the item if a weight is NaN, infinite or negative; then
-/// nothing has been written.
+/// `operator()(saliency, shares)`: n >= 1 non-negative weights of any scale to n shares with |sum - 1| <= n *
+/// epsilon; order-preserving, scale-invariant, idempotent. The spans may be the same memory. Throws ShapeError if
+/// the sizes differ, BudgetError if there is no item, InputError naming the item if a weight is NaN, infinite or
+/// negative; then nothing has been written.
 struct Proportional {
   void operator()(std::span<const float> saliency, std::span<float> shares) const {
     detail::proportional(saliency, shares);
@@ -146,15 +146,16 @@ struct Proportional {
 ///
 /// `floor` and `cap` are one number, or borrowed numbers, one per item; `eligible` is a borrowed mask.
 ///
-/// `operator()(saliency, shares)`: floors and caps hold bit for bit; |sum - 1| <= n * epsilon, n counting the eligible;
-/// a masked item gets 0, an item of weight zero its floor. When every item with weight is at its cap, the rest goes
-/// equally to the eligible items of weight zero, within their bounds; all-zero weights are uniform within the bounds.
-/// Order-preserving under common bounds, scale-invariant, idempotent. O(n log n). The spans may be the same memory.
+/// `operator()(saliency, shares)`: floors and caps hold bit for bit; |sum - 1| <= n * epsilon, n counting the
+/// eligible; a masked item gets 0, an item of weight zero its floor. When every item with weight is at its cap, the
+/// rest goes equally to the eligible items of weight zero, within their bounds; all-zero weights are uniform within
+/// the bounds. Order-preserving under common bounds, scale-invariant, idempotent. O(n log n). The spans may be the
+/// same memory.
 ///
 /// Throws ShapeError if sizes differ; InputError naming the item if a weight is NaN, infinite or negative (masked
 /// items too) or a bound is NaN; BudgetError if no item is eligible, a floor is negative or above its cap, or the
-/// floors of the eligible add up to more than 1 or their caps to less, by more than n * epsilon. Then nothing has been
-/// written.
+/// floors of the eligible add up to more than 1 or their caps to less, by more than n * epsilon. Then nothing has
+/// been written.
 template <Scalar T>
 struct Bounded {
   using value_type = T;

@@ -44,8 +44,8 @@ void normalise_log(std::span<T> log_state) {
   for (T& x : log_state) x = static_cast<T>(static_cast<double>(x) - log_sum);
 }
 
-/// log w_i - log max w for every item, through `use(i, that)`; 0 for all if all weights are zero. Throws InputError on
-/// a bad weight before it uses any.
+/// log w_i - log max w for every item, through `use(i, that)`; 0 for all if all weights are zero. Throws InputError
+/// on a bad weight before it uses any.
 template <Scalar T, class Use>
 void for_each_log_weight(std::span<const T> weights, std::size_t states, const Use& use) {
   check_size("signal", weights.size(), "the state", states);
@@ -60,13 +60,13 @@ void for_each_log_weight(std::span<const T> weights, std::size_t states, const U
 
 namespace feedback {
 
-/// log r <- (1 - rate) log r + rate * gain * log w, then normalised: a leaky memory in the log domain. The signal is
-/// non-negative weights w of any scale; only their ratios matter.
+/// log r <- (1 - rate) log r + rate * gain * log w, then normalised: a leaky memory in the log domain. The signal
+/// is non-negative weights w of any scale; only their ratios matter.
 ///
 /// For weights that do not depend on r every cycle shrinks the distance to the fixed point, which is w^gain
 /// normalised, by exactly 1 - rate in the oscillation (Hilbert) seminorm. When the shares steer the attention
-/// themselves (log_shares() as score::KeyBias) the weights contain r: the factor is then 1 - rate * (1 - gain), so the
-/// gain must be below 1; 0.5 settles at the weights that the inputs have by themselves.
+/// themselves (log_shares() as score::KeyBias) the weights contain r: the factor is then 1 - rate * (1 - gain), so
+/// the gain must be below 1; 0.5 settles at the weights that the inputs have by themselves.
 ///
 /// w is first raised to 1e-6 of its largest, and so is r where it is zero: zero is not for ever. All-zero weights
 /// count as equal. `rate` lies in (0, 1], `gain` is finite and above 0; otherwise InputError.
@@ -82,7 +82,8 @@ struct Leaky {
 
   /// Throws InputError if a parameter is out of range.
   void validate() const {
-    if (!(rate > T(0) && rate <= T(1))) detail::fail<InputError>("Leaky rate", detail::number(rate), "be in (0, 1]");
+    if (!(rate > T(0) && rate <= T(1)))
+      detail::fail<InputError>("Leaky rate", detail::number(rate), "be in (0, 1]");
     if (!(gain > T(0)) || !std::isfinite(gain))
       detail::fail<InputError>("Leaky gain", detail::number(gain), "be finite and above 0");
   }
@@ -111,7 +112,7 @@ struct Leaky {
   }
 };
 
-Leaky() -> Leaky<double>;
+Leaky()->Leaky<double>;
 template <class R>
 Leaky(R) -> Leaky<detail::common_scalar<R>>;
 template <class R, class G>
@@ -142,7 +143,7 @@ struct Plain {
   }
 };
 
-Plain() -> Plain<double>;
+Plain()->Plain<double>;
 
 }  // namespace feedback
 }  // namespace attention_balancer

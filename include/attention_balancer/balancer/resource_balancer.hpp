@@ -28,8 +28,8 @@ namespace attention_balancer {
 ///     auto units  = balancer.units(1000);                            // exactly 1000
 ///
 /// It owns the state, the logarithm of a distribution, and contains no arithmetic of the policies: an update is
-/// `feedback(log_state, signal)`, then `allocate(exp(log_state - max), shares)`. The state is never bounded, the shares
-/// always are. The signal is what the feedback names: weights, losses or loads.
+/// `feedback(log_state, signal)`, then `allocate(exp(log_state - max), shares)`. The state is never bounded, the
+/// shares always are. The signal is what the feedback names: weights, losses or loads.
 ///
 /// The scalar is deduced from the policies where they have one:
 /// `ResourceBalancer balancer(n, allocate::Bounded<float>{.floor = 0.01f}, feedback::Leaky{0.2f});`
@@ -48,8 +48,9 @@ class ResourceBalancer {
  public:
   using value_type = T;
 
-  /// n >= 1 inputs, of equal state: shares are uniform as far as the allocation's bounds let them. Throws ShapeError if
-  /// n < 1, and what the policies throw: BudgetError if the bounds are infeasible, InputError if a rate is out of range.
+  /// n >= 1 inputs, of equal state: shares are uniform as far as the allocation's bounds let them. Throws
+  /// ShapeError if n < 1, and what the policies throw: BudgetError if the bounds are infeasible, InputError if a
+  /// rate is out of range.
   explicit ResourceBalancer(Index n, Allocate allocate = {}, Feedback feedback = {})
       : allocate_(std::move(allocate)), feedback_(std::move(feedback)) {
     if (n < 1) detail::fail<ShapeError>("ResourceBalancer size", n, "be at least 1");
@@ -62,8 +63,8 @@ class ResourceBalancer {
     commit(0);
   }
 
-  /// One cycle: takes in one signal per input and returns the new shares. Throws ShapeError if the size differs from
-  /// size(), and what the policies throw.
+  /// One cycle: takes in one signal per input and returns the new shares. Throws ShapeError if the size differs
+  /// from size(), and what the policies throw.
   std::span<const T> update(std::span<const T> signal) {
     detail::check_size("signal", signal.size(), "the balancer", now_.state.size());
     std::copy(now_.state.begin(), now_.state.end(), next_.state.begin());
@@ -86,10 +87,10 @@ class ResourceBalancer {
   /// T is 0 while its state() is still finite.
   std::span<const T> log_shares() const noexcept { return now_.log_shares; }
 
-  /// The shares as whole units that add up to `total` exactly: apportion::sainte_lague between ceil(floor * total) and
-  /// floor(cap * total) of each input (see apportion::unit_limits); a masked input gets none. explain() tells of it
-  /// until the next update. Throws BudgetError if the total is negative or above 2^53, or if the bounds, rounded to
-  /// whole units, cannot add up to it.
+  /// The shares as whole units that add up to `total` exactly: apportion::sainte_lague between ceil(floor * total)
+  /// and floor(cap * total) of each input (see apportion::unit_limits); a masked input gets none. explain() tells
+  /// of it until the next update. Throws BudgetError if the total is negative or above 2^53, or if the bounds,
+  /// rounded to whole units, cannot add up to it.
   std::vector<Index> units(Index total) {
     detail::check_total(total, now_.shares.size());
     std::vector<Index> units, lower, upper;
@@ -101,8 +102,8 @@ class ResourceBalancer {
     try {
       units = apportion::sainte_lague(shares(), total, lower, upper);
     } catch (const BudgetError& error) {
-      throw BudgetError("units(" + std::to_string(total) + "), where floors round up and caps down to whole units: " +
-                        error.what());
+      throw BudgetError("units(" + std::to_string(total) +
+                        "), where floors round up and caps down to whole units: " + error.what());
     }
     units_ = units;
     total_ = total;
@@ -131,19 +132,20 @@ class ResourceBalancer {
       report.held = Held::cap;
     if (!units_.empty()) {
       const auto whole = apportion::unit_limits(report.limits, total_);
-      report.rounding = Rounding{total_, units_[at], static_cast<double>(report.share) * static_cast<double>(total_),
-                                 whole.lower, whole.upper};
+      report.rounding =
+          Rounding{total_, units_[at], static_cast<double>(report.share) * static_cast<double>(total_), whole.lower,
+                   whole.upper};
     }
     return report;
   }
 
-  /// [n] The logarithm of the unbounded distribution: exp of it adds up to 1. -inf for what Plain has let die. Copy it
-  /// to save the balancer; restore() continues from it bit for bit.
+  /// [n] The logarithm of the unbounded distribution: exp of it adds up to 1. -inf for what Plain has let die. Copy
+  /// it to save the balancer; restore() continues from it bit for bit.
   std::span<const T> state() const noexcept { return now_.state; }
 
-  /// Continues from a saved state after `cycle` updates; as there, the last signal is unknown until the next. The state
-  /// need not be normalised. Throws ShapeError if its size differs from size(), InputError naming the item if one is
-  /// NaN or +inf, or if all are -inf, and what the allocation throws.
+  /// Continues from a saved state after `cycle` updates; as there, the last signal is unknown until the next. The
+  /// state need not be normalised. Throws ShapeError if its size differs from size(), InputError naming the item if
+  /// one is NaN or +inf, or if all are -inf, and what the allocation throws.
   void restore(std::span<const T> state, Index cycle = 0) {
     detail::check_size("state", state.size(), "the balancer", now_.state.size());
     if (cycle < 0) detail::fail<InputError>("cycle", cycle, "not be negative");
@@ -174,7 +176,8 @@ class ResourceBalancer {
     bool alive = false;
     for (std::size_t i = 0; i < state.size(); ++i) {
       if (!(state[i] < std::numeric_limits<T>::infinity()))
-        detail::fail<InputError>(detail::item_of(what, i), detail::number(state[i]), "be a finite logarithm or -inf");
+        detail::fail<InputError>(detail::item_of(what, i), detail::number(state[i]),
+                                 "be a finite logarithm or -inf");
       alive = alive || state[i] > -std::numeric_limits<T>::infinity();
     }
     if (!alive) detail::fail<InputError>(what, "-inf for every item", "leave at least one item alive");
@@ -210,7 +213,7 @@ namespace detail {
 template <class Policy>
 struct ScalarOf {};
 template <class Policy>
-  requires requires { typename Policy::value_type; }
+requires requires { typename Policy::value_type; }
 struct ScalarOf<Policy> {
   using type = typename Policy::value_type;
 };
@@ -218,8 +221,9 @@ struct ScalarOf<Policy> {
 template <class Allocate, class Feedback>
 struct BalancerScalar : ScalarOf<Allocate> {};
 template <class Allocate, class Feedback>
-  requires(!requires { typename Allocate::value_type; })
-struct BalancerScalar<Allocate, Feedback> : ScalarOf<Feedback> {};
+requires(!requires { typename Allocate::value_type; }) struct BalancerScalar<Allocate, Feedback>
+    : ScalarOf<Feedback> {
+};
 
 }  // namespace detail
 

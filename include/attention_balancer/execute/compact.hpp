@@ -16,8 +16,8 @@ namespace attention_balancer {
 
 namespace execute {
 
-/// Raw memory with one token per row: `tokens` rows of `width` numbers, `stride` apart (default: width, no gaps). One
-/// more maker of a TensorView, with batch = heads = 1. Borrows `data`.
+/// Raw memory with one token per row: `tokens` rows of `width` numbers, `stride` apart (default: width, no gaps).
+/// One more maker of a TensorView, with batch = heads = 1. Borrows `data`.
 template <class T>
 constexpr TensorView<T> rows(T* data, Index tokens, Index width, Index stride = -1) noexcept {
   const Index step = stride < 0 ? width : stride;
@@ -48,13 +48,13 @@ concept RowMatrix = requires(std::remove_cvref_t<M>& m, Index i) {
 
 /// A matrix that owns its rows and can give some back; Eigen's with a fixed number of rows cannot.
 template <class M>
-concept ShrinkingMatrix = RowMatrix<M> && requires(std::remove_cvref_t<M>& m, Index i) { m.conservativeResize(i, i); } &&
-                          (!requires { std::remove_cvref_t<M>::RowsAtCompileTime; } ||
-                           std::remove_cvref_t<M>::RowsAtCompileTime == -1);
+concept ShrinkingMatrix = RowMatrix<M> && requires(std::remove_cvref_t<M>& m, Index i) {
+  m.conservativeResize(i, i);
+} &&(!requires { std::remove_cvref_t<M>::RowsAtCompileTime; } || std::remove_cvref_t<M>::RowsAtCompileTime == -1);
 
 /// One element per token in a container that owns them: std::vector, std::deque, std::string.
 template <class V>
-concept TokenSequence = !RowMatrix<V> && requires(std::remove_cvref_t<V>& v, std::size_t i) {
+concept TokenSequence = !RowMatrix<V> && requires(std::remove_cvref_t<V> & v, std::size_t i) {
   { v.size() } -> std::convertible_to<std::size_t>;
   v[i] = std::move(v[i]);
   v.erase(v.begin(), v.end());
@@ -62,13 +62,15 @@ concept TokenSequence = !RowMatrix<V> && requires(std::remove_cvref_t<V>& v, std
 
 /// An argument that the caller still sees after the call, and may see shortened.
 template <class State>
-inline constexpr bool is_lasting = std::is_lvalue_reference_v<State&&> && !std::is_const_v<std::remove_reference_t<State>>;
+inline constexpr bool is_lasting =
+    std::is_lvalue_reference_v<State&&> && !std::is_const_v<std::remove_reference_t<State>>;
 
 /// What can be compacted. Owning temporaries cannot: the result would be lost.
 template <class State, class Plain = std::remove_cvref_t<State>>
 concept Compactable = is_mutable_view<Plain> || is_mutable_span<Plain> ||
-                      (TokenSequence<State> && is_lasting<State>) ||
-                      (RowMatrix<State> && !ShrinkingMatrix<State> && !std::is_const_v<std::remove_reference_t<State>>) ||
+                      (TokenSequence<State>&& is_lasting<State>) ||
+                      (RowMatrix<State> && !ShrinkingMatrix<State> &&
+                       !std::is_const_v<std::remove_reference_t<State>>) ||
                       (ShrinkingMatrix<State> && is_lasting<State>);
 
 /// Number of tokens in `state`; throws ShapeError if it is memory that rows cannot be moved in.

@@ -22,16 +22,16 @@ namespace execute {
 /// Which of a number of tokens are kept, in order.
 class TokenPlan {
  public:
-  /// A plan that keeps `kept` of `tokens` tokens: a plan of the caller's own, token_budget makes the usual one. Throws
-  /// InputError naming the entry unless the indices ascend strictly within [0, tokens).
+  /// A plan that keeps `kept` of `tokens` tokens: a plan of the caller's own, token_budget makes the usual one.
+  /// Throws InputError naming the entry unless the indices ascend strictly within [0, tokens).
   TokenPlan(Index tokens, std::vector<Index> kept) : tokens_(tokens), kept_(std::move(kept)) {
     if (tokens < 0) detail::fail<InputError>("number of tokens", tokens, "not be negative");
     for (std::size_t k = 0; k < kept_.size(); ++k) {
       const Index least = k == 0 ? 0 : kept_[k - 1] + 1;
       if (kept_[k] < least || kept_[k] >= tokens)
-        detail::fail<InputError>("kept token " + std::to_string(k), kept_[k],
-                                 "ascend strictly and be in [" + std::to_string(least) + ", " +
-                                     std::to_string(tokens) + ")");
+        detail::fail<InputError>(
+            "kept token " + std::to_string(k), kept_[k],
+            "ascend strictly and be in [" + std::to_string(least) + ", " + std::to_string(tokens) + ")");
     }
   }
 
@@ -57,24 +57,25 @@ class TokenPlan {
     return others;
   }
 
-  /// Moves the kept tokens of every argument to its front, in order and in place. Pass in one call everything that has
-  /// one entry per token: activations, scores, positions, labels.
+  /// Moves the kept tokens of every argument to its front, in order and in place. Pass in one call everything that
+  /// has one entry per token: activations, scores, positions, labels.
   ///
   ///     plan.compact(x, scores, positions);
   ///
   /// An argument is a TensorView (its length axis; the same tokens in every batch item and head; for raw memory
-  /// execute::rows(pointer, tokens, width)), a std::span or a container such as std::vector with one element per token,
-  /// or a matrix with tokens in rows (Eigen's Matrix, Map, Block). What knows its length and is an lvalue is shortened
-  /// to size() tokens: containers, views, spans, resizable matrices. Elsewhere the memory behind the first size()
-  /// tokens is left as it was.
+  /// execute::rows(pointer, tokens, width)), a std::span or a container such as std::vector with one element per
+  /// token, or a matrix with tokens in rows (Eigen's Matrix, Map, Block). What knows its length and is an lvalue is
+  /// shortened to size() tokens: containers, views, spans, resizable matrices. Elsewhere the memory behind the
+  /// first size() tokens is left as it was.
   ///
-  /// Throws ShapeError, naming the argument by its place, if it does not have tokens() tokens, and InputError if two
-  /// arguments are the same memory: all are checked before anything is moved.
+  /// Throws ShapeError, naming the argument by its place, if it does not have tokens() tokens, and InputError if
+  /// two arguments are the same memory: all are checked before anything is moved.
   template <class... States>
   void compact(States&&... states) const {
-    static_assert((detail::Compactable<States> && ...),
-                  "TokenPlan::compact takes TensorViews and std::spans of mutable elements, containers with one element "
-                  "per token, and matrices with tokens in rows; none of them constant, none an owning temporary");
+    static_assert(
+        (detail::Compactable<States> && ...),
+        "TokenPlan::compact takes TensorViews and std::spans of mutable elements, containers with one element "
+        "per token, and matrices with tokens in rows; none of them constant, none an owning temporary");
     int place = 0;
     (check(++place, detail::tokens_in(std::as_const(states))), ...);
     check_distinct(std::array<const void*, sizeof...(States)>{detail::memory_of(std::as_const(states))...});
@@ -95,7 +96,8 @@ class TokenPlan {
       for (std::size_t j = 0; j < i; ++j)
         if (memory[i] && memory[i] == memory[j])
           detail::fail<InputError>("argument " + std::to_string(i + 1) + " of compact",
-                                   "the same memory as argument " + std::to_string(j + 1), "be compacted once only");
+                                   "the same memory as argument " + std::to_string(j + 1),
+                                   "be compacted once only");
   }
 
   template <class State>
@@ -109,9 +111,9 @@ class TokenPlan {
 
 /// What token_budget must keep, and may.
 struct TokenOptions {
-  std::span<const Index> pins = {};    ///< kept whatever their score; each counts once, in any order
-  allocate::Eligible eligible = {};    ///< the only tokens that may be kept; default all
-  bool allow_empty = false;            ///< a plan that keeps nothing is an error unless this says it is meant
+  std::span<const Index> pins = {};  ///< kept whatever their score; each counts once, in any order
+  allocate::Eligible eligible = {};  ///< the only tokens that may be kept; default all
+  bool allow_empty = false;          ///< a plan that keeps nothing is an error unless this says it is meant
 };
 
 }  // namespace execute
@@ -168,13 +170,13 @@ execute::TokenPlan token_budget(std::span<const T> scores, Index budget, const e
 
 namespace execute {
 
-/// The plan that keeps the pins and, up to `budget` tokens in all, the highest scores: |kept| = min(budget, eligible);
-/// ties to the lower index; what a smaller budget keeps, a larger one keeps too. `scores` has one entry per token:
-/// shares, saliency, or any number, infinite and negative too, of which only the order counts. O(n).
+/// The plan that keeps the pins and, up to `budget` tokens in all, the highest scores: |kept| = min(budget,
+/// eligible); ties to the lower index; what a smaller budget keeps, a larger one keeps too. `scores` has one entry
+/// per token: shares, saliency, or any number, infinite and negative too, of which only the order counts. O(n).
 ///
-/// Throws InputError if a score is NaN (naming the token) or a pin is out of range or not eligible; BudgetError if the
-/// budget is negative or there are more pins than budget, or if nothing would be kept (a budget of 0, no eligible
-/// token) and the options do not allow it; ShapeError if the mask has another size.
+/// Throws InputError if a score is NaN (naming the token) or a pin is out of range or not eligible; BudgetError if
+/// the budget is negative or there are more pins than budget, or if nothing would be kept (a budget of 0, no
+/// eligible token) and the options do not allow it; ShapeError if the mask has another size.
 inline TokenPlan token_budget(std::span<const float> scores, Index budget, const TokenOptions& options = {}) {
   return detail::token_budget(scores, budget, options);
 }

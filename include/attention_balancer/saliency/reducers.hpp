@@ -1,5 +1,6 @@
 #pragma once
-// Evidence to one non-negative number per input (= key). Nothing is normalised here: that is what an allocation does.
+// Evidence to one non-negative number per input (= key). Nothing is normalised here: that is what an allocation
+// does.
 
 #include <cstddef>
 #include <span>
@@ -36,12 +37,14 @@ namespace detail {
 /// Throws unless item `batch` of `evidence` carries mass.
 template <Scalar T>
 void check_evidence(const Evidence<T>& evidence, Index batch) {
-  if (evidence.batch() == 0) fail<InputError>("evidence", "empty", "have been observed by a call of attention first");
+  if (evidence.batch() == 0)
+    fail<InputError>("evidence", "empty", "have been observed by a call of attention first");
   if (batch < 0 || batch >= evidence.batch())
     fail<ShapeError>("saliency batch", batch, "be in [0, batch = " + std::to_string(evidence.batch()) + ")");
   if (evidence.heads() == 0) fail<ShapeError>("evidence heads", Index(0), "be at least 1");
   if (!evidence.has_mass())
-    fail<InputError>("evidence", "observed with QueryWeights::none()", "carry mass: observe with other query weights");
+    fail<InputError>("evidence", "observed with QueryWeights::none()",
+                     "carry mass: observe with other query weights");
 }
 
 /// One value per key of one head; `value(b, h)` returns that row as a callable over keys.
@@ -104,10 +107,10 @@ auto per_exposure_row(const Evidence<T>& evidence) {
 
 namespace saliency {
 
-/// [keys] The attention each key received, summed over the observed queries and reduced over the query heads of item
-/// `batch`: H2O (2306.14048) with QueryWeights::all(), SnapKV (2404.14469) before its pooling with last(w), TOVA
-/// (2401.06104) with last(1). Under a causal mask early keys are seen by more queries: see per_exposure.
-/// NaN masses stay NaN. Throws InputError if the evidence is empty or without mass, ShapeError if `batch` is out of
+/// [keys] The attention each key received, summed over the observed queries and reduced over the query heads of
+/// item `batch`: H2O (2306.14048) with QueryWeights::all(), SnapKV (2404.14469) before its pooling with last(w),
+/// TOVA (2401.06104) with last(1). Under a causal mask early keys are seen by more queries: see per_exposure. NaN
+/// masses stay NaN. Throws InputError if the evidence is empty or without mass, ShapeError if `batch` is out of
 /// range.
 template <Scalar T>
 std::vector<T> mass(const Evidence<T>& evidence, Heads heads = Heads::mean, Index batch = 0) {
@@ -120,9 +123,9 @@ std::vector<T> mass(const Evidence<T>& evidence, Head head, Index batch = 0) {
   return detail::one_head(evidence, head, batch, detail::mass_row(evidence));
 }
 
-/// [keys] Mass divided by exposure: the average weight that a key received from the queries that could see it, so that
-/// early and late keys compare under a causal mask (the lifetime-normalised H2O). The division is done per head, before
-/// the reduction. A key of exposure 0 gives 0. Throws as mass does.
+/// [keys] Mass divided by exposure: the average weight that a key received from the queries that could see it, so
+/// that early and late keys compare under a causal mask (the lifetime-normalised H2O). The division is done per
+/// head, before the reduction. A key of exposure 0 gives 0. Throws as mass does.
 template <Scalar T>
 std::vector<T> per_exposure(const Evidence<T>& evidence, Heads heads = Heads::mean, Index batch = 0) {
   return detail::over_heads(evidence, heads, batch, detail::per_exposure_row(evidence));
@@ -134,8 +137,8 @@ std::vector<T> per_exposure(const Evidence<T>& evidence, Head head, Index batch 
   return detail::one_head(evidence, head, batch, detail::per_exposure_row(evidence));
 }
 
-/// [keys] The statistic that was observed beside the mass (evidence::squares, maximum, leave_one_out), reduced over the
-/// query heads; the mass if it was evidence::mass. Throws as mass does.
+/// [keys] The statistic that was observed beside the mass (evidence::squares, maximum, leave_one_out), reduced over
+/// the query heads; the mass if it was evidence::mass. Throws as mass does.
 template <Scalar T>
 std::vector<T> statistic(const Evidence<T>& evidence, Heads heads = Heads::mean, Index batch = 0) {
   return detail::over_heads(evidence, heads, batch, detail::statistic_row(evidence));

@@ -10,7 +10,8 @@
 
 namespace attention_balancer::detail {
 
-/// Neumaier's compensated sum: the result is right to the last bit or so, whatever the order and the number of terms.
+/// Neumaier's compensated sum: the result is right to the last bit or so, whatever the order and the number of
+/// terms.
 class Sum {
  public:
   void add(double x) noexcept {
@@ -34,7 +35,8 @@ inline double unit_scale(double x) noexcept {
   return std::ldexp(1.0, std::min(-exponent, 1023));
 }
 
-/// A non-negative number with an exponent of its own: the ratio of a bound to a weight can leave the range of double.
+/// A non-negative number with an exponent of its own: the ratio of a bound to a weight can leave the range of
+/// double.
 struct Level {
   double mantissa = 0;
   int exponent = -100000;  // of zero: below every other

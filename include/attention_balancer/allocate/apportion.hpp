@@ -98,9 +98,8 @@ struct Seat {
   double price(Index k) const noexcept { return weight / (static_cast<double>(k) + 0.5); }
 };
 
-/// Sets the units of every seat to what it is worth at about `budget` units in all, but only if that is a beginning
-/// of the award, the same whatever the order of ties: all units above some price, and none below. Returns their
-/// number.
+/// Sets the units of every seat to a beginning of the award, about `budget` units in all: those above some price, all
+/// of them and no others, so that it is the same whatever the order of ties. Returns their number.
 inline Index award_about(std::span<Seat> seats, double budget) {
   std::vector<FillItem> items;
   items.reserve(seats.size());
@@ -121,9 +120,8 @@ inline Index award_about(std::span<Seat> seats, double budget) {
   return awarded;
 }
 
-/// Awards `total` units by Sainte-Lague within the bounds; sum of lower <= total <= sum of upper. One by one would
-/// take `total` steps: the water-filling takes nearly all of them at once, a heap the few that are left. O(n log
-/// n).
+/// Awards `total` units by Sainte-Lague within the bounds, in O(n log n); sum of lower <= total <= sum of upper. One
+/// by one would take `total` steps: the water-filling takes nearly all of them at once, a heap the few that are left.
 inline void award(std::span<Seat> seats, Index total) {
   // Rounding may award too many, some sqrt(n) of them as a rule and n at worst: then again for a smaller budget.
   // Below the sum of the lower bounds nothing but these is awarded, so there is an end.
@@ -261,8 +259,7 @@ struct UnitLimits {
 };
 
 /// ceil(floor * total) and floor(cap * total); {0, 0} for an item that is not eligible. A product within epsilon of
-/// a whole number counts as that number: a floor of 0.1f, which is a little above 0.1, asks for 100 of 1000, not
-/// 101.
+/// a whole number counts as that number: a floor of 0.1f is a little above 0.1, and asks for 100 of 1000, not 101.
 template <Scalar T>
 UnitLimits unit_limits(const allocate::Limits<T>& limits, Index total) {
   if (!limits.eligible) return {};

@@ -1,7 +1,7 @@
 #pragma once
 #include <concepts>
 #include <cstddef>
-#include <ranges>
+#include <span>
 #include <type_traits>
 
 namespace attention_balancer {
@@ -17,8 +17,11 @@ namespace detail {
 
 /// A temporary that owns its elements, such as a vector or an array: nothing may be borrowed from it.
 template <class R>
-concept OwningTemporary = !std::is_lvalue_reference_v<R> && std::ranges::contiguous_range<R> &&
-                          !std::ranges::borrowed_range<R>;
+concept OwningTemporary = !std::is_lvalue_reference_v<R> && !std::ranges::enable_borrowed_range<std::remove_cvref_t<R>> &&
+                          requires(R& r) {
+                            r.data();
+                            r.size();
+                          };
 
 }  // namespace detail
 }  // namespace attention_balancer

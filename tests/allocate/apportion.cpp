@@ -1,0 +1,250 @@
+#include "attention_balancer/allocate/apportion.hpp"
+
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+
+namespace ab = attention_balancer;
+namespace apportion = ab::apportion;
+using ab::Index;
+using Catch::Matchers::ContainsSubstring;
+using Units = std::vector<Index>;
+
+namespace {
+
+// The definitions, word for word, in integers: exact.
+Units slow_hamilton(const std::vector<Index>& weights, Index total) {
+  const Index sum = std::accumulate(weights.begin(), weights.end(), Index(0));
+  Units units;
+  std::vector<Index> rest;
+  for (const Index w : weights) units.push_back(w * total / sum), rest.push_back(w * total % sum);
+  for (Index left = total - std::accumulate(units.begin(), units.end(), Index(0)); left > 0; --left) {
+    std::size_t best = 0;
+    for (std::size_t i = 1; i < units.size(); ++i)
+      if (rest[i] > rest[best] || (rest[i] == rest[best] && weights[i] > weights[best])) best = i;
+    ++units[best];
+    rest[best] = -1;
+  }
+  return units;
+}
+
+Units slow_sainte_lague(const std::vector<Index>& weights, Index total, Units units, const Units& upper) {
+  for (Index left = total - std::accumulate(units.begin(), units.end(), Index(0)); left > 0; --left) {
+    std::size_t best = units.size();
+    for (std::size_t i = 0; i < units.size(); ++i) {
+      if (units[i] >= upper[i]) continue;
+      if (best == units.size()) best = i;
+      const Index mine = weights[i] * (2 * units[best] + 1), its = weights[best] * (2 * units[i] + 1);
+      if (mine > its || (mine == its && weights[i] > weights[best])) best = i;
+    }
+    ++units[best];
+  }
+  return units;
+}
+
+template <class T>
+std::vector<T> as(const std::vector<Index>& weights) {
+  return {weights.begin(), weights.end()};
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("the example of the two methods", "", float, double) {
+  const std::vector<TestType> weights{6, 6, 2};
+  CHECK(apportion::hamilton(weights, 10) == Units{4, 4, 2});
+  CHECK(apportion::hamilton(weights, 11) == Units{5, 5, 1});
+  CHECK(apportion::sainte_lague(weights, 9) == Units{4, 4, 1});
+  CHECK(apportion::sainte_lague(weights, 10) == Units{5, 4, 1});  // 6 / 4.5 == 2 / 1.5: the larger weight
+  CHECK(apportion::sainte_lague(weights, 11) == Units{5, 5, 1});
+  CHECK(apportion::sainte_lague(weights, 12) == Units{5, 5, 2});
+}
+
+TEMPLATE_TEST_CASE("totals of nothing, weights of nothing", "", float, double) {
+  using V = std::vector<TestType>;
+  CHECK(apportion::hamilton(V{1, 2}, 0) == Units{0, 0});
+  CHECK(apportion::sainte_lague(V{1, 2}, 0) == Units{0, 0});
+  CHECK(apportion::hamilton(V{}, 0).empty());
+  CHECK(apportion::sainte_lague(V{}, 0).empty());
+  CHECK(apportion::hamilton(V{0, 0, 0}, 7) == Units{3, 2, 2});
+  CHECK(apportion::sainte_lague(V{0, 0, 0}, 7) == Units{3, 2, 2});
+  CHECK(apportion::hamilton(V{0, 1, 0}, 7) == Units{0, 7, 0});
+  CHECK(apportion::sainte_lague(V{0, 1, 0}, 7) == Units{0, 7, 0});
+}
+
+TEST_CASE("ties go to the larger weight, then to the lower index") {
+  CHECK(apportion::hamilton(std::vector<double>{1, 1, 1}, 2) == Units{1, 1, 0});
+  CHECK(apportion::hamilton(std::vector<double>{1, 1, 4}, 4) == Units{1, 0, 3});  // remainders 2/3, 2/3, 2/3
+  CHECK(apportion::sainte_lague(std::vector<double>{1, 1, 1}, 2) == Units{1, 1, 0});
+  CHECK(apportion::sainte_lague(std::vector<double>{1, 3}, 2) == Units{0, 2});  // 1 / 0.5 == 3 / 1.5
+  CHECK(apportion::sainte_lague(std::vector<double>{3, 1}, 2) == Units{2, 0});
+}
+
+TEMPLATE_TEST_CASE("both methods agree with their definition in integers", "", float, double) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 3000; ++round) {
+    const auto n = std::uniform_int_distribution<std::size_t>(1, 9)(random);
+    const Index most = round % 3 == 0 ? 4 : round % 3 == 1 ? 40 : 4000;  // small ones tie often
+    const Index total = std::uniform_int_distribution<Index>(0, 120)(random);
+    std::vector<Index> weights(n);
+    for (auto& w : weights) w = std::uniform_int_distribution<Index>(0, most)(random);
+    weights[0] += 1;
+    CAPTURE(weights, total);
+    CHECK(apportion::hamilton(as<TestType>(weights), total) == slow_hamilton(weights, total));
+    CHECK(apportion::sainte_lague(as<TestType>(weights), total) ==
+          slow_sainte_lague(weights, total, Units(n, 0), Units(n, total)));
+  }
+}
+
+TEST_CASE("sainte_lague within bounds agrees with awarding one by one") {
+  std::mt19937 random(2);
+  for (int round = 0; round < 3000; ++round) {
+    const auto n = std::uniform_int_distribution<std::size_t>(1, 8)(random);
+    std::vector<Index> weights(n);
+    Units lower(n), upper(n);
+    Index least = 0, most = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      weights[i] = std::uniform_int_distribution<Index>(1, round % 2 ? 5 : 1000)(random);
+      lower[i] = std::uniform_int_distribution<Index>(0, 9)(random);
+      upper[i] = lower[i] + std::uniform_int_distribution<Index>(0, 30)(random);
+      least += lower[i], most += upper[i];
+    }
+    const Index total = std::uniform_int_distribution<Index>(least, most)(random);
+    CAPTURE(weights, lower, upper, total);
+    CHECK(apportion::sainte_lague(as<double>(weights), total, lower, upper) ==
+          slow_sainte_lague(weights, total, lower, upper));
+  }
+}
+
+TEST_CASE("sainte_lague within bounds: zero weights, tiny weights") {
+  CHECK(apportion::sainte_lague(std::vector<double>{5, 0, 1, 0, 0}, 12, Units(5, 0), Units{3, 9, 3, 9, 1}) ==
+        Units{3, 3, 3, 2, 1});
+  CHECK(apportion::sainte_lague(std::vector<double>{5, 0, 1}, 6, Units{0, 2, 0}, Units(3, 6)) == Units{3, 2, 1});
+  CHECK(apportion::sainte_lague(std::vector<double>{1e300, 1e-300, 2e-300}, 10, Units(3, 0), Units{4, 10, 10}) ==
+        Units{4, 2, 4});
+  CHECK(apportion::sainte_lague(std::vector<double>{1, 1}, 4, Units{0, 3}, Units{1, 3}) == Units{1, 3});
+  // The smallest double beside the largest, and all of a huge total left to it and its like.
+  const Index total = Index(1) << 53;
+  const auto units = apportion::sainte_lague(std::vector<double>{1.7e308, 5e-324, 5e-324}, total, Units(3, 0),
+                                             Units{4, total, total});
+  CHECK(units == Units{4, total / 2 - 2, total / 2 - 2});
+}
+
+TEMPLATE_TEST_CASE("sums are exact at any size and any total", "", float, double) {
+  std::mt19937_64 random(3);
+  std::lognormal_distribution<double> weight(0, 5);
+  for (const std::size_t n : {1u, 2u, 3u, 100u, 10000u, 100000u})
+    for (const Index total : {Index(0), Index(1), Index(n) - 1, Index(n) + 1, Index(1000003), Index(1) << 40,
+                              (Index(1) << 53) - 1, Index(1) << 53}) {
+      std::vector<TestType> weights(n);
+      for (auto& w : weights) w = static_cast<TestType>(weight(random));
+      CAPTURE(n, total);
+      const Units hamilton = apportion::hamilton(weights, total),
+                  sainte_lague = apportion::sainte_lague(weights, total);
+      CHECK(std::accumulate(hamilton.begin(), hamilton.end(), Index(0)) == total);
+      CHECK(std::accumulate(sainte_lague.begin(), sainte_lague.end(), Index(0)) == total);
+      CHECK(*std::min_element(hamilton.begin(), hamilton.end()) >= 0);
+      CHECK(*std::min_element(sainte_lague.begin(), sainte_lague.end()) >= 0);
+    }
+}
+
+TEST_CASE("one giant among many that round up: far from quota and still exact") {
+  // Each dwarf has a quota just above 1/2, so Sainte-Lague gives it a unit that the giant loses.
+  for (const Index dwarfs : {10, 1000}) {
+    std::vector<Index> weights(static_cast<std::size_t>(dwarfs), 51);
+    weights.push_back(100 * 2 * dwarfs);
+    const Index total = 2 * dwarfs + dwarfs / 2;
+    CHECK(apportion::sainte_lague(as<double>(weights), total) ==
+          slow_sainte_lague(weights, total, Units(weights.size(), 0), Units(weights.size(), total)));
+  }
+}
+
+TEST_CASE("equal weights share to within one unit, whatever the total") {
+  for (const Index total : {Index(99), Index(1) << 52, (Index(1) << 53) - 1}) {
+    const std::vector<double> weights(7, 0.1);
+    for (const auto& units : {apportion::hamilton(weights, total), apportion::sainte_lague(weights, total)}) {
+      CHECK(units.front() - units.back() <= 1);
+      CHECK(std::is_sorted(units.rbegin(), units.rend()));
+    }
+  }
+}
+
+TEST_CASE("unit_limits are the whole units within limits on shares") {
+  using Limits = ab::allocate::Limits<float>;
+  const auto limits = [](float floor, float cap, Index total) {
+    const auto whole = apportion::unit_limits(Limits{floor, cap, true}, total);
+    return std::pair(whole.lower, whole.upper);
+  };
+  CHECK(limits(0.1f, 0.3f, 1000) == std::pair<Index, Index>(100, 300));  // 0.1f is above 0.1, 0.3f too
+  CHECK(limits(0.7f, 0.7f, 10) == std::pair<Index, Index>(7, 7));        // 0.7f is below 0.7
+  CHECK(limits(0.15f, 0.25f, 10) == std::pair<Index, Index>(2, 2));
+  CHECK(limits(0.01f, 0.99f, 10) == std::pair<Index, Index>(1, 9));
+  CHECK(limits(0, 1, Index(1) << 53) == std::pair<Index, Index>(0, Index(1) << 53));
+  CHECK(limits(0, std::numeric_limits<float>::infinity(), 10) == std::pair<Index, Index>(0, 10));
+  CHECK(apportion::unit_limits(Limits{0, 0, false}, 10).upper == 0);
+  CHECK(apportion::unit_limits(ab::allocate::Limits<double>{0.07, 0.57, true}, 100).lower ==
+        7);  // 7.000000000000001
+  CHECK(apportion::unit_limits(ab::allocate::Limits<double>{0.07, 0.57, true}, 100).upper == 57);
+}
+
+TEMPLATE_TEST_CASE("apportionment names what is wrong", "", float, double) {
+  using V = std::vector<TestType>;
+  const TestType nan = std::numeric_limits<TestType>::quiet_NaN();
+  CHECK_THROWS_AS(apportion::hamilton(V{1, nan}, 3), ab::InputError);
+  CHECK_THROWS_AS(apportion::sainte_lague(V{1, -1}, 3), ab::InputError);
+  CHECK_THROWS_WITH(apportion::sainte_lague(V{1, -1}, 3), ContainsSubstring("weight of item 1 is -1"));
+  CHECK_THROWS_AS(apportion::hamilton(V{1}, -1), ab::BudgetError);
+  CHECK_THROWS_WITH(apportion::sainte_lague(V{1}, -1), "total is -1, but must not be negative");
+  CHECK_THROWS_AS(apportion::hamilton(V{1}, (Index(1) << 53) + 1), ab::BudgetError);
+  CHECK_THROWS_AS(apportion::hamilton(V{}, 1), ab::BudgetError);
+  CHECK_THROWS_AS(apportion::sainte_lague(V{}, 1), ab::BudgetError);
+  const V w{1, 1};
+  CHECK_THROWS_AS(apportion::sainte_lague(w, 3, Units{0}, Units{3, 3}), ab::ShapeError);
+  CHECK_THROWS_WITH(apportion::sainte_lague(w, 3, Units{2, 2}, Units{3, 3}),
+                    ContainsSubstring("up to item 1 is 4, but must not exceed the total 3"));
+  CHECK_THROWS_WITH(apportion::sainte_lague(w, 3, Units{0, 0}, Units{1, 1}),
+                    ContainsSubstring("upper bounds of 2 items is 2, but must reach the total 3"));
+  CHECK_THROWS_WITH(apportion::sainte_lague(w, 3, Units{0, 2}, Units{1, 1}),
+                    ContainsSubstring("lower bound of item 1 is 2, but must not exceed its upper bound 1"));
+  CHECK_THROWS_AS(apportion::sainte_lague(w, 3, Units{-1, 0}, Units{1, 1}), ab::BudgetError);
+}
+
+// golden/make_apportion.py: method, total, weights, units by the PyPI package `apportionment`.
+TEST_CASE("both methods agree with the package apportionment") {
+  std::ifstream file(ATTENTION_BALANCER_TEST_DATA "/apportion.csv");
+  REQUIRE(file);
+  std::string line;
+  int hamilton = 0, sainte_lague = 0;
+  while (std::getline(file, line)) {
+    if (line.empty() || line[0] == '#') continue;
+    std::istringstream fields(line);
+    std::string method, total, weight_list, unit_list;
+    std::getline(fields, method, ',');
+    std::getline(fields, total, ',');
+    std::getline(fields, weight_list, ',');
+    std::getline(fields, unit_list, ',');
+    std::vector<double> weights;
+    Units expected;
+    std::istringstream weight_stream(weight_list), unit_stream(unit_list);
+    for (double w; weight_stream >> w;) weights.push_back(w);
+    for (Index u; unit_stream >> u;) expected.push_back(u);
+    INFO(line);
+    REQUIRE(weights.size() == expected.size());
+    if (method == "hamilton") {
+      ++hamilton;
+      CHECK(apportion::hamilton(weights, std::stoll(total)) == expected);
+    } else {
+      REQUIRE(method == "sainte_lague");
+      ++sainte_lague;
+      CHECK(apportion::sainte_lague(weights, std::stoll(total)) == expected);
+    }
+  }
+  CHECK(hamilton >= 50);
+  CHECK(sainte_lague >= 50);
+}

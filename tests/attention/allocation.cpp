@@ -1,0 +1,120 @@
+// From the second call of a shape on, a call with a Workspace allocates nothing, evidence included.
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "support/check.hpp"
+#include "support/policies.hpp"
+
+namespace {
+std::atomic<long> allocations{0};
+std::atomic<long> allocations_until_failure{-1};  // negative: never fails
+
+void* allocate(std::size_t bytes, std::size_t alignment) {
+  ++allocations;
+  if (allocations_until_failure.load() >= 0 && allocations_until_failure-- == 0) throw std::bad_alloc();
+  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  if (void* p = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)) return p;
+  throw std::bad_alloc();
+}
+}  // namespace
+
+// Replaced for the whole test program; they count, and fail on demand.
+void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new[](std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+  return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+
+using support::Index;
+using support::Layout;
+
+TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][workspace]", float, double) {
+  using T = TestType;
+  support::Random random(41);
+  for (const support::Shape& s : {support::Shape{1, 1, 1, 1, 1, 1, 1}, {2, 4, 2, 200, 300, 16, 8}, {1, 1, 1, 3, 1000, 4, 4}}) {
+    const support::Inputs<T> in(s, random, support::Family::uniform, 1, Layout::columns, Layout::columns, Layout::columns);
+    support::Tensor<T> out(Layout::columns, s.batch, s.heads, s.queries, s.value_dim);
+    const std::vector<T> bias(static_cast<std::size_t>(s.keys), T(0.5)), logits(static_cast<std::size_t>(s.heads), T(1));
+    const std::vector<T> u(static_cast<std::size_t>(s.queries), T(0.25));
+    const std::vector<Index> lengths(static_cast<std::size_t>(s.batch), s.keys);
+    ab::Workspace workspace;
+    ab::Evidence<T> evidence;
+    auto call = [&](const auto&... executor) {
+      ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::score::KeyBias(bias),
+                    ab::normalize::Sink(logits), ab::mask::Causal{}, ab::mask::KeyLengths(lengths),
+                    ab::observe(evidence, ab::QueryWeights::of(u)), workspace, executor...);
+      ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), workspace, executor...);
+      ab::attention_evidence(in.q.view(), in.k.view(), ab::observe(evidence), workspace, executor...);
+    };
+    auto count_second = [&](const auto&... executor) {
+      call(executor...);
+      const long before = allocations;
+      call(executor...);
+      return allocations - before;
+    };
+    INFO(s.text());
+    CHECK(count_second() == 0);
+    CHECK(count_second(ab::executor::Sequential{}) == 0);
+#if defined(_OPENMP)
+    CHECK(count_second(ab::executor::OpenMp{2}) == 0);
+#endif
+  }
+}
+
+TEST_CASE("what is not a number does not allocate either", "[attention][workspace]") {
+  support::Random random(42);
+  const support::Shape s{1, 1, 1, 100, 100, 4, 4};
+  const support::Inputs<float> in(s, random);
+  support::Tensor<float> out(Layout::bhsd, 1, 1, 100, 4);
+  in.v(0, 0, 70, 1) = std::nanf("");
+  in.q(0, 0, 30, 1) = std::nanf("");
+  ab::Workspace workspace;
+  ab::Evidence<float> evidence;
+  long before = 0;
+  for (int i = 0; i < 2; ++i) {
+    before = allocations;
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::mask::Causal{}, ab::observe(evidence), workspace);
+  }
+  CHECK(allocations == before);
+}
+
+TEST_CASE("memory that runs out leaves output and evidence as they were", "[attention][workspace]") {
+  support::Random random(43);
+  const support::Shape small{1, 1, 1, 5, 6, 4, 4}, large{2, 2, 2, 100, 200, 4, 4};
+  const support::Inputs<float> first(small, random), in(large, random);
+  ab::Evidence<float> evidence, expected;
+  ab::attention_evidence(first.q.view(), first.k.view(), ab::observe(expected));
+  support::Tensor<float> out(Layout::bhsd, 2, 2, 100, 4);
+  bool succeeded = false;
+  for (long until = 0; !succeeded && until < 50; ++until) {
+    ab::attention_evidence(first.q.view(), first.k.view(), ab::observe(evidence));
+    out.fill([](auto...) { return 7; });
+    allocations_until_failure = until;
+    try {
+      ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::observe(evidence));
+      succeeded = true;
+    } catch (const std::bad_alloc&) {
+    }
+    allocations_until_failure = -1;
+    if (succeeded) break;
+    INFO("allocation " << until << " failed");
+    const auto memory = out.memory();
+    CHECK(std::all_of(memory.begin(), memory.end(), [](float x) { return x == 7; }));
+    REQUIRE(evidence.batch() == expected.batch());
+    CHECK(support::same_bits(evidence, expected));
+  }
+  CHECK(succeeded);
+}

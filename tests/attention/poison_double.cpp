@@ -1,0 +1,5 @@
+#include "support/poison.hpp"
+
+TEST_CASE("not a number and infinity reach only who attends to them, in double", "[attention]") {
+  support::check_poison_table<double>();
+}

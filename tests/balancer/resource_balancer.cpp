@@ -1,0 +1,283 @@
+#include "attention_balancer/balancer/resource_balancer.hpp"
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <sstream>
+#include <vector>
+
+#include "support/catch.hpp"
+
+namespace ab = attention_balancer;
+using ab::Index;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+template <class T>
+std::vector<T> copy(std::span<const T> values) {
+  return {values.begin(), values.end()};
+}
+
+// Everything that can be seen of a balancer, to show that nothing changed.
+template <class Balancer>
+struct Seen {
+  using V = std::vector<typename Balancer::value_type>;
+  V shares, logs, state;
+  Index cycle;
+  std::string explanation;
+  explicit Seen(const Balancer& b)
+      : shares(copy(b.shares())),
+        logs(copy(b.log_shares())),
+        state(copy(b.state())),
+        cycle(b.cycle()),
+        explanation(to_string(b.explain(0))) {}
+  bool operator==(const Seen&) const = default;
+};
+
+// A user's own policies.
+struct FirstTakesAll {
+  template <class T>
+  void operator()(std::span<const T>, std::span<T> shares) const {
+    std::fill(shares.begin(), shares.end(), T(0));
+    shares[0] = T(1);
+  }
+};
+struct Set {
+  template <class T>
+  void operator()(std::span<T> log_state, std::span<const T> signal) const {
+    std::copy(signal.begin(), signal.end(), log_state.begin());
+  }
+};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a balancer starts uniform and follows its signal", "", float, double) {
+  ab::ResourceBalancer<TestType> balancer(4);
+  CHECK(copy(balancer.shares()) == std::vector<TestType>(4, TestType(0.25)));
+  CHECK(balancer.size() == 4);
+  CHECK(balancer.cycle() == 0);
+  const auto shares = balancer.update(std::vector<TestType>{1, 4, 1, 1});
+  CHECK(balancer.cycle() == 1);
+  // Half a step, in logarithms, from (1, 1, 1, 1) to (1, 4, 1, 1).
+  CHECK(shares[1] == Approx(0.4));
+  CHECK(shares[0] == Approx(0.2));
+  CHECK(std::accumulate(shares.begin(), shares.end(), 0.0) == Approx(1));
+  for (int t = 0; t < 60; ++t) balancer.update(std::vector<TestType>{1, 4, 1, 1});
+  CHECK(balancer.shares()[1] == Approx(4.0 / 7));
+}
+
+TEMPLATE_TEST_CASE("the shares are bounded, the state is not", "", float, double) {
+  using T = TestType;
+  const ab::allocate::Bounded<T> bounds{.floor = T(0.1), .cap = T(0.5)};
+  ab::ResourceBalancer balancer(3, bounds);
+  static_assert(std::is_same_v<decltype(balancer), ab::ResourceBalancer<T, ab::allocate::Bounded<T>>>);
+  for (int t = 0; t < 50; ++t) balancer.update(std::vector<T>{1000, 10, 1});
+  CHECK(balancer.shares()[0] == T(0.5));
+  CHECK(balancer.shares()[2] == T(0.1));
+  CHECK(balancer.shares()[1] == Approx(0.4));
+  CHECK(std::exp(balancer.state()[0]) == Approx(1000.0 / 1011));
+  CHECK(std::exp(balancer.state()[2]) == Approx(1.0 / 1011));
+  // What is fed back are the shares.
+  for (std::size_t i = 0; i < 3; ++i) CHECK(balancer.log_shares()[i] == std::log(balancer.shares()[i]));
+}
+
+TEMPLATE_TEST_CASE("log_shares is finite or -inf, never NaN", "", float, double) {
+  using T = TestType;
+  const std::vector<bool> mask{true, false, true};
+  ab::ResourceBalancer<T, ab::allocate::Bounded<T>> masked(3, {.eligible = mask});
+  masked.update(std::vector<T>{1, 2, 0});
+  CHECK(masked.shares()[1] == T(0));
+  CHECK(masked.log_shares()[1] == -std::numeric_limits<T>::infinity());
+  CHECK(std::isfinite(masked.log_shares()[2]));
+  CHECK(std::isfinite(masked.state()[1]));
+
+  ab::ResourceBalancer<T, ab::allocate::Proportional, ab::feedback::Plain<T>> plain(3);
+  plain.update(std::vector<T>{1, 2, 0});
+  for (int t = 0; t < 2000; ++t) plain.update(std::vector<T>{1, 2, 1});
+  CHECK(plain.shares()[1] == T(1));
+  CHECK(plain.log_shares()[1] == T(0));
+  CHECK(std::isinf(plain.log_shares()[2]));
+  CHECK(std::isfinite(plain.state()[0]));
+}
+
+TEMPLATE_TEST_CASE("units are exact and within the bounds", "", float, double) {
+  using T = TestType;
+  SECTION("without bounds they are Sainte-Lague of the shares") {
+    ab::ResourceBalancer<T> balancer(3);
+    CHECK(balancer.units(1000) == std::vector<Index>{334, 333, 333});
+    CHECK(balancer.units(0) == std::vector<Index>{0, 0, 0});
+    balancer.update(std::vector<T>{6, 6, 2});
+    CHECK(balancer.units(100) == ab::apportion::sainte_lague(balancer.shares(), 100));
+  }
+  SECTION("floors round up, caps down") {
+    ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(5, {.floor = T(0.1), .cap = T(0.35)});
+    for (int t = 0; t < 9; ++t) balancer.update(std::vector<T>{1000, 1000, 1, 1, 1});
+    CHECK(balancer.units(10) == std::vector<Index>{3, 3, 2, 1, 1});
+    CHECK(balancer.units(1000) == std::vector<Index>{350, 350, 100, 100, 100});
+  }
+  SECTION("a masked input gets none") {
+    const std::vector<bool> mask{true, false, true};
+    ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(3, {.floor = T(0.1), .eligible = mask});
+    CHECK(balancer.units(11) == std::vector<Index>{6, 0, 5});
+  }
+  SECTION("what cannot be is an error") {
+    ab::ResourceBalancer<T, ab::allocate::Bounded<T>> floors(4, {.floor = T(0.2)}), caps(3, {.cap = T(0.4)});
+    CHECK_THROWS_AS(floors.units(3), ab::BudgetError);
+    CHECK_THROWS_WITH(floors.units(3), ContainsSubstring("units(3)") && ContainsSubstring("floors round up") &&
+                                           ContainsSubstring("is 4, but must not exceed the total 3"));
+    CHECK_THROWS_WITH(caps.units(4), ContainsSubstring("upper bounds of 3 items is 3, but must reach the total 4"));
+    CHECK_THROWS_AS(floors.units(-1), ab::BudgetError);
+    CHECK_THROWS_AS(floors.units((Index(1) << 53) + 1), ab::BudgetError);
+  }
+}
+
+TEMPLATE_TEST_CASE("explain says signal, state, share, bound and rounding", "", float, double) {
+  using T = TestType;
+  const std::vector<bool> mask{true, true, true, false};
+  ab::ResourceBalancer<T, ab::allocate::Bounded<T>, ab::feedback::Leaky<T>> balancer(
+      4, {.floor = T(0.125), .cap = T(0.5), .eligible = mask}, {.rate = T(1)});
+  auto report = balancer.explain(0);
+  CHECK_FALSE(report.signal);
+  CHECK_FALSE(report.rounding);
+  CHECK(report.held == ab::Held::none);
+  CHECK(report.cycle == 0);
+  CHECK_THAT(to_string(report), ContainsSubstring("item 0, cycle 0: no signal yet, share 0.333"));
+
+  balancer.update(std::vector<T>{100, 10, 1, 1000});
+  balancer.units(10);
+  report = balancer.explain(0);
+  CHECK(report.signal == T(100));
+  CHECK(report.share == T(0.5));
+  CHECK(report.log_share == std::log(T(0.5)));
+  CHECK(report.state == Approx(std::log(100.0 / 1111)));
+  CHECK(report.held == ab::Held::cap);
+  REQUIRE(report.rounding);
+  CHECK(report.rounding->units == 5);
+  CHECK(report.rounding->total == 10);
+  CHECK(report.rounding->direction() == 0);
+  CHECK(report.rounding->upper == 5);
+  CHECK(to_string(report) == "item 0, cycle 1: weight 100, share 0.5 held by its cap 0.5, 5 of 10 units (quota 5)");
+  CHECK(balancer.explain(1).held == ab::Held::none);
+  CHECK(to_string(balancer.explain(2)) ==
+        "item 2, cycle 1: weight 1, share 0.125 held by its floor 0.125, 2 of 10 units (quota 1.25, rounded up)");
+  CHECK(balancer.explain(1).rounding->direction() == -1);
+  CHECK(balancer.explain(3).held == ab::Held::masked);
+  CHECK_THAT(to_string(balancer.explain(3)),
+             ContainsSubstring("share 0 because it is masked, 0 of 10 units (quota 0)"));
+  std::ostringstream out;
+  out << balancer.explain(3);
+  CHECK(out.str() == to_string(balancer.explain(3)));
+
+  balancer.update(std::vector<T>{1, 1, 1, 1});
+  CHECK_FALSE(balancer.explain(0).rounding);
+  CHECK_THROWS_AS(balancer.explain(4), ab::ShapeError);
+  CHECK_THROWS_WITH(balancer.explain(-1), "explain item is -1, but must be in [0, size = 4)");
+}
+
+TEMPLATE_TEST_CASE("a saved state continues bit for bit", "", float, double) {
+  using T = TestType;
+  ab::ResourceBalancer<T> first(3), second(3);
+  for (int t = 0; t < 5; ++t) first.update(std::vector<T>{T(0.3), T(1) + T(t), T(7)});
+  const auto saved = copy(first.state());
+  const Index cycle = first.cycle();
+  second.restore(saved, cycle);
+  CHECK(copy(second.shares()) == copy(first.shares()));
+  for (int t = 0; t < 5; ++t) {
+    first.update(std::vector<T>{1, T(t), T(0.1)});
+    second.update(std::vector<T>{1, T(t), T(0.1)});
+  }
+  CHECK(Seen(first) == Seen(second));
+
+  SECTION("a state with the dead in it is one of Plain's") {
+    using Plain = ab::ResourceBalancer<T, ab::allocate::Proportional, ab::feedback::Plain<T>>;
+    Plain before(3), after(3);
+    before.update(std::vector<T>{1, 0, 2});
+    after.restore(before.state());
+    CHECK(copy(after.shares()) == copy(before.shares()));
+    CHECK(after.cycle() == 0);
+    CHECK_FALSE(after.explain(0).signal);
+  }
+  SECTION("it need not be normalised") {
+    first.restore(std::vector<T>{5, 5, 5});
+    CHECK(first.shares()[2] == Approx(1.0 / 3));
+  }
+}
+
+TEMPLATE_TEST_CASE("what throws changes nothing", "", float, double) {
+  using T = TestType;
+  using V = std::vector<T>;
+  const T nan = std::numeric_limits<T>::quiet_NaN(), inf = std::numeric_limits<T>::infinity();
+  ab::ResourceBalancer<T, ab::allocate::Bounded<T>, ab::feedback::Plain<T>> balancer(3, {.floor = T(0.1)});
+  balancer.update(V{1, 0, 2});
+  balancer.units(10);
+  const Seen before(balancer);
+  CHECK_THROWS_AS(balancer.update(V{1, 2}), ab::ShapeError);
+  CHECK_THROWS_WITH(balancer.update(V{1, 2}), "signal size is 2, but must equal the size of the balancer, 3");
+  CHECK_THROWS_AS(balancer.update(V{1, nan, 2}), ab::InputError);
+  CHECK_THROWS_AS(balancer.update(V{1, inf, 2}), ab::InputError);
+  CHECK_THROWS_AS(balancer.update(V{1, 1, -1}), ab::InputError);
+  CHECK_THROWS_AS(balancer.update(V{0, 1, 0}), ab::InputError);  // only the dead have weight
+  CHECK_THROWS_AS(balancer.units(-3), ab::BudgetError);
+  CHECK_THROWS_AS(balancer.restore(V{0, 0}), ab::ShapeError);
+  CHECK_THROWS_AS(balancer.restore(V{0, nan, 0}), ab::InputError);
+  CHECK_THROWS_WITH(balancer.restore(V{0, 0, inf}), ContainsSubstring("state of item 2 is inf"));
+  CHECK_THROWS_AS(balancer.restore(V{-inf, -inf, -inf}), ab::InputError);
+  CHECK_THROWS_AS(balancer.restore(V{0, 0, 0}, -1), ab::InputError);
+  CHECK(Seen(balancer) == before);
+  balancer.update(V{1, 1, 1});
+  CHECK(balancer.cycle() == 2);
+}
+
+TEST_CASE("an allocation that fails later leaves the balancer as it was") {
+  std::vector<bool> mask{true, true};
+  ab::ResourceBalancer<float, ab::allocate::Bounded<float>> balancer(2, {.cap = 0.5f, .eligible = mask});
+  const Seen before(balancer);
+  mask[0] = false;  // borrowed: now one item with a cap of 0.5 is all there is
+  CHECK_THROWS_AS(balancer.update(std::vector<float>{1, 2}), ab::BudgetError);
+  CHECK_THROWS_AS(balancer.restore(std::vector<float>{0, -1}), ab::BudgetError);
+  mask[0] = true;
+  CHECK(Seen(balancer) == before);
+}
+
+TEST_CASE("a balancer that cannot work is not made") {
+  CHECK_THROWS_AS(ab::ResourceBalancer<float>(0), ab::ShapeError);
+  CHECK_THROWS_WITH(ab::ResourceBalancer<float>(-2), "ResourceBalancer size is -2, but must be at least 1");
+  using Bounded = ab::ResourceBalancer<float, ab::allocate::Bounded<float>>;
+  CHECK_THROWS_AS(Bounded(4, {.floor = 0.3f}), ab::BudgetError);
+  CHECK_THROWS_AS(ab::ResourceBalancer(4, ab::allocate::Proportional{}, ab::feedback::Leaky{2.0f}), ab::InputError);
+}
+
+TEST_CASE("the scalar is that of the policies") {
+  ab::ResourceBalancer a(2, ab::allocate::Proportional{}, ab::feedback::Leaky{0.5f});
+  static_assert(std::is_same_v<decltype(a)::value_type, float>);
+  ab::ResourceBalancer b(2, ab::allocate::Bounded{0.1, 0.9}, ab::feedback::Leaky{0.5f});
+  static_assert(std::is_same_v<decltype(b)::value_type, double>);
+  ab::ResourceBalancer c(2, ab::allocate::Bounded{0.1f, 1}, ab::feedback::Plain{});
+  static_assert(std::is_same_v<decltype(c)::value_type, float>);
+  ab::ResourceBalancer<float, ab::allocate::Proportional, ab::feedback::Leaky<double>> d(2);
+  CHECK(d.update(std::vector<float>{1, 3})[1] > 0.5f);
+}
+
+TEST_CASE("a user's own allocation and feedback") {
+  ab::ResourceBalancer<double, FirstTakesAll, Set> balancer(3);
+  const auto shares = balancer.update(std::vector<double>{-1, -2, -3});
+  CHECK(copy(shares) == std::vector<double>{1, 0, 0});
+  CHECK(copy(balancer.state()) == std::vector<double>{-1, -2, -3});
+  CHECK(balancer.units(5) == std::vector<Index>{5, 0, 0});
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS_WITH(balancer.update(std::vector<double>{0, nan, 0}),
+                    "state after the feedback of item 1 is nan, but must be a finite logarithm or -inf");
+  CHECK(balancer.cycle() == 1);
+}
+
+TEST_CASE("its own shares may be the signal, and copies are independent") {
+  ab::ResourceBalancer<double> balancer(2), other = balancer;
+  balancer.update(std::vector<double>{1, 3});
+  const auto share = balancer.shares()[1];
+  balancer.update(balancer.shares());
+  CHECK(balancer.shares()[1] == Approx(share));
+  CHECK(balancer.explain(1).signal == share);
+  CHECK(other.cycle() == 0);
+  CHECK(other.shares()[1] == 0.5);
+}

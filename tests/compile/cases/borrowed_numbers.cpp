@@ -1,0 +1,40 @@
+// Policies borrow their numbers: a vector that dies at the end of the statement is refused.
+// case 1: deleted
+// case 2: deleted
+// case 3: deleted
+// case 4: deleted
+// case 5: deleted
+// case 6: deleted
+#include <vector>
+
+#include "attention_balancer/attention_balancer.hpp"
+
+namespace ab = attention_balancer;
+
+std::vector<float> numbers();
+std::vector<ab::Index> lengths();
+
+void f(const std::vector<float>& floats, const std::vector<double>& doubles, const std::vector<ab::Index>& counts) {
+#if CASE == 0
+  (void)ab::score::KeyBias(floats);
+  (void)ab::score::KeyBias(doubles);
+  (void)ab::score::Alibi(floats);
+  (void)ab::normalize::Sink(floats);
+  (void)ab::mask::KeyLengths(counts);
+  (void)ab::QueryWeights::of(floats);
+  (void)ab::QueryWeights::of(doubles);
+#elif CASE == 1
+  (void)ab::score::KeyBias<float>(numbers());
+#elif CASE == 2
+  (void)ab::score::Alibi<float>(numbers());
+#elif CASE == 3
+  (void)ab::normalize::Sink<float>(numbers());
+#elif CASE == 4
+  (void)ab::mask::KeyLengths(lengths());
+#elif CASE == 5
+  (void)ab::QueryWeights::of(numbers());
+#elif CASE == 6
+  (void)ab::QueryWeights::of(std::vector<double>{1, 2});
+#endif
+  (void)floats, (void)doubles, (void)counts;
+}

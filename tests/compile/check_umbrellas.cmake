@@ -1,0 +1,25 @@
+# What including an umbrella drags in: balance.hpp the standard library and nothing of the kernels, attention.hpp
+# no Eigen. A stray include would cost every user a second per file and a dependency.
+include("${CMAKE_CURRENT_LIST_DIR}/compiler.cmake")
+
+# check(<header> <regular expression of paths that it must not include>)
+function(check header forbidden)
+  if(NOT EXISTS "${INCLUDE_DIR}/attention_balancer/${header}")
+    message(SEND_ERROR "${header} does not exist")
+    return()
+  endif()
+  compile(result output -M -MT target -include "attention_balancer/${header}" -x c++ /dev/null)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${output}")
+  endif()
+  string(REGEX MATCHALL "[^ \n\\]+" files "${output}")
+  list(FILTER files INCLUDE REGEX "${forbidden}")
+  if(files)
+    string(REPLACE ";" "\n  " files "${files}")
+    message(SEND_ERROR "${header} includes\n  ${files}")
+  endif()
+endfunction()
+
+check(balance.hpp "/xsimd/|/Eigen/|/attention_balancer/(simd|score|mask|softmax|executor)/|intrin\\.h")
+check(attention.hpp "/Eigen/|/attention_balancer/(saliency|allocate|balancer|execute)/")
+check(attention_balancer.hpp "/Eigen/")

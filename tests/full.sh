@@ -1,0 +1,63 @@
+#!/bin/sh
+# Everything that must hold beyond tests/run.sh: both compilers, every instruction set that this machine can run,
+# 64-bit Arm under qemu, a newer xsimd, and the sanitizers. Each is a preset with a build folder of its own; the logs
+# are build-<preset>/log.txt. Usage: sh tests/full.sh [preset]...
+set -eu
+cd "$(dirname "$0")/.."
+
+sh cmake/debian.sh g++ clang cmake ninja-build binutils ccache libxsimd-dev libeigen3-dev catch2 librapidcheck-dev \
+  libbenchmark-dev nlohmann-json3-dev libcli11-dev libutf8proc-dev libstb-dev libomp-dev \
+  g++-aarch64-linux-gnu qemu-user
+
+has() {
+  for flag in "$@"; do grep -qw "$flag" /proc/cpuinfo || return 1; done
+}
+
+# Headers alone, so that the package need not be installed and does not displace the xsimd of this system.
+fetch_xsimd() {
+  mkdir -p build-xsimd-13
+  cmake -DURL=http://deb.debian.org/debian/pool/main/x/xsimd/libxsimd-dev_13.2.0-1_amd64.deb \
+    -DSHA256=60878acfc02bfca76e8c31d53a1b9fdff490c319e53f620f4327c9786eaf631f \
+    -DFILE=build-xsimd-13/xsimd.deb -P cmake/download.cmake >/dev/null 2>&1 &&
+    dpkg-deb -x build-xsimd-13/xsimd.deb build-xsimd-13/debian
+}
+
+# 0 if this machine can run what the preset builds; otherwise says what it lacks.
+runs_here() {
+  case $1 in
+    xsimd-13) fetch_xsimd || { echo "$1: skipped, it could not be downloaded"; return 1; } ;;
+    *avx512) has avx512f avx512bw avx512cd avx512dq avx512vl || { echo "$1: skipped, no AVX-512 here"; return 1; } ;;
+    *avx2) has avx2 fma bmi2 || { echo "$1: skipped, no AVX2 here"; return 1; } ;;
+    *sse2) has sse2 || { echo "$1: skipped, no SSE2 here"; return 1; } ;;
+  esac
+}
+
+passed=0 failed=0
+# One preset from nothing to its verdict. Counts its tests, or one failure where it did not come to tests.
+check() {
+  preset=$1
+  start=$(date +%s)
+  mkdir -p "build-$preset"
+  log=build-$preset/log.txt
+  echo "$preset: building and testing..."
+  if cmake --preset "$preset" >"$log" 2>&1 && cmake --build --preset "$preset" >>"$log" 2>&1; then
+    ctest --preset "$preset" -j "$(nproc)" >>"$log" 2>&1 || true
+  fi
+  # ctest closes with "97% tests passed, 3 tests failed out of 100".
+  bad=$(sed -n 's/^[0-9]*% tests passed, \([0-9]*\) tests failed out of [0-9]*$/\1/p' "$log")
+  all=$(sed -n 's/^[0-9]*% tests passed, [0-9]* tests failed out of \([0-9]*\)$/\1/p' "$log")
+  if [ -z "$all" ]; then
+    bad=1 all=1
+  fi
+  passed=$((passed + all - bad)) failed=$((failed + bad))
+  echo "$preset: $((all - bad)) passed, $bad failed, in $(($(date +%s) - start)) s"
+  [ "$bad" -eq 0 ] || tail -n 60 "$log"
+}
+
+[ $# -gt 0 ] || set -- clang-release asan-ubsan tsan scalar sse2 avx2 clang-avx2 avx512 neon xsimd-13
+for preset in "$@"; do
+  if runs_here "$preset"; then check "$preset"; fi
+done
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,32 @@
+#pragma once
+// Whether this machine runs what was compiled.
+
+namespace support {
+
+/// The name of an instruction set that this file was compiled for and that this machine lacks, or nullptr.
+inline const char* missing_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#if defined(__AVX512F__)
+  if (!__builtin_cpu_supports("avx512f")) return "AVX-512F";
+#endif
+#if defined(__AVX512BW__)
+  if (!__builtin_cpu_supports("avx512bw")) return "AVX-512BW";
+#endif
+#if defined(__AVX512DQ__)
+  if (!__builtin_cpu_supports("avx512dq")) return "AVX-512DQ";
+#endif
+#if defined(__AVX512CD__)
+  if (!__builtin_cpu_supports("avx512cd")) return "AVX-512CD";
+#endif
+#if defined(__AVX2__)
+  if (!__builtin_cpu_supports("avx2")) return "AVX2";
+#endif
+#if defined(__FMA__)
+  if (!__builtin_cpu_supports("fma")) return "FMA";
+#endif
+#endif
+  return nullptr;
+}
+
+}  // namespace support

@@ -83,7 +83,7 @@ Options parse(int argc, char** argv) {
 /// Runs everything that is compared. The times are those of the best of several runs, full and budgeted in turns,
 /// so that whatever else the machine does hits both.
 void compare(example::Comparison& result, example::TextBudget& budget, const Options& options) {
-  constexpr double enough_seconds = 2;
+  constexpr double enough_seconds = 3;
   const std::size_t kinds = 3 + static_cast<std::size_t>(options.draws);
   example::Progress progress("windows encoded", result.windows * kinds);
   const auto step = [&] { progress.advance(); };
@@ -95,7 +95,7 @@ void compare(example::Comparison& result, example::TextBudget& budget, const Opt
     result.random.push_back(budget.random(options.seed + static_cast<unsigned>(draw), step));
 
   double spent = result.full.seconds + result.budgeted.seconds;
-  const int most = options.repeat > 0 ? options.repeat : 15;
+  const int most = options.repeat > 0 ? options.repeat : 20;
   for (int run = 1; run < most && (options.repeat > 0 || spent < enough_seconds); ++run) {
     example::Allocation ignored;
     const double full = budget.full().seconds, budgeted = budget.budgeted(ignored).seconds;

@@ -1,88 +1,130 @@
-// The statistics beside the mass: against the reference, and leave-one-out against what it means.
+// The statistics beside the mass, against the reference: second moments, maxima, leave-one-out.
 
-#include "support/catch.hpp"
 #include "support/check.hpp"
+#include "support/options.hpp"
 
 namespace {
 
-namespace evidence = ab::evidence;
 using support::Index;
 using support::Layout;
 
-template <class T, evidence::Kind K, class... P>
-void check_statistic(support::Table& table, const char* name, const support::Shape& s, double factor, double tolerance,
-                     evidence::Statistic<K> statistic, const ab::QueryWeights& weights, P&&... policies) {
-  table.begin(std::string(name) + ' ' + s.text());
-  support::Random random(31);
-  const support::Inputs<T> in(s, random, support::Family::uniform, factor);
-  const support::Tensor<T> out(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
-  const support::Tensor<double> exact(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
-  ab::Evidence<T> got, plain;
-  ab::Evidence<double> expected;
-  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies..., ab::observe(got, weights, statistic));
-  ab::reference::attention(in.q.input(), in.k.input(), in.v.input(), exact.view(), policies...,
-                           ab::observe(expected, weights, statistic));
-  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies..., ab::observe(plain, weights));
-  table.expect(support::same_bits(got, plain), "the rest of the evidence depends on the statistic");
-  auto column = table.column(name);
+/// One statistic of one case. `loss`: how much of it is lost relative to r of support/check.hpp.
+template <class T, class Statistic, class... P>
+void check_statistic(support::Table& table, const char* name, Statistic statistic, double loss, const support::Shape& s,
+                     const support::Inputs<T>& in, const ab::QueryWeights& weights, const P&... policies) {
+  table.begin(std::string(name) + ' ' + s.text() + " weights of kind " + std::to_string(static_cast<int>(weights.kind())));
+  support::Tensor<double> expected(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+  support::Tensor<T> out(Layout::columns, s.batch, s.heads, s.queries, s.value_dim);
+  ab::Evidence<double> truth;
+  ab::Evidence<T> evidence, mass_only, threads;
+  ab::reference::attention(in.q.input(), in.k.input(), in.v.input(), expected.view(), policies...,
+                           ab::observe(truth, weights, statistic));
+  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies..., ab::observe(evidence, weights, statistic));
+  const auto errors = support::logit_errors(s, in, {});
+  support::compare_output(table, "output", out, expected, s, errors, in.v);
+  support::compare_evidence(table, evidence, truth, s, errors, weights);
+
+  const double eps = std::numeric_limits<T>::epsilon();
+  const double r = std::expm1(2 * *std::max_element(errors.begin(), errors.end())) + 16 * eps;
+  auto column = table.column("statistic");
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index h = 0; h < s.heads; ++h) {
+      const auto got = evidence.statistic(b, h);
+      const auto right = truth.statistic(b, h);
+      table.expect(got.size() == right.size(), "length of the statistic");
+      for (std::size_t j = 0; j < right.size(); ++j)
+        column.compare(static_cast<double>(got[j]), right[j],
+                       loss * r * right[j] + 1e3 * static_cast<double>(std::numeric_limits<T>::min()), static_cast<Index>(j));
+    }
+
+  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies..., ab::observe(mass_only, weights));
+  table.expect(support::same_bits(evidence, mass_only), "the rest of the evidence depends on the statistic");
+#if defined(_OPENMP)
+  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies...,
+                ab::observe(threads, weights, statistic), ab::executor::OpenMp{3});
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.heads; ++h)
-      for (Index j = 0; j < s.keys; ++j) {
-        const auto at = static_cast<std::size_t>(j);
-        const double x = expected.statistic(b, h)[at];
-        column.compare(static_cast<double>(got.statistic(b, h)[at]), x, tolerance * (x + 1e-6),
-                       (b * s.heads + h) * s.keys + j);
-      }
+      table.expect(support::same_bits(evidence.statistic(b, h), threads.statistic(b, h)), "threads change its bits");
+#endif
 }
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("statistics agree with the reference", "[evidence]", float, double) {
+TEMPLATE_TEST_CASE("statistics of the probabilities are the reference", "[evidence][statistic]", float, double) {
   using T = TestType;
-  const double eps = std::numeric_limits<T>::epsilon();
   support::Table table;
-  const std::vector<T> logits{T(0.5), T(-1), T(2), T(4)};
-  const std::vector<std::pair<support::Shape, double>> cases{
-      {{2, 4, 2, 1, 1, 3, 2}, 2},      {{1, 4, 4, 7, 100, 16, 33}, 3},   {{1, 4, 1, 100, 60, 17, 16}, 3},
-      {{1, 4, 2, 257, 300, 16, 7}, 3}, {{2, 4, 2, 130, 131, 32, 64}, 6},
-  };
-  for (const auto& [s, factor] : cases) {
-    std::vector<T> u;
-    for (Index i = 0; i < s.queries; ++i) u.push_back(T(i % 5 == 0 ? 0.0 : 0.25 * static_cast<double>(i % 7)));
-    for (const auto& weights : {ab::QueryWeights::all(), ab::QueryWeights::last(9), ab::QueryWeights::of(u)}) {
-      check_statistic<T>(table, "squares", s, factor, 2000 * eps, evidence::squares, weights, ab::mask::Causal{});
-      check_statistic<T>(table, "maximum", s, factor, 2000 * eps, evidence::maximum, weights, ab::mask::Causal{},
-                         ab::normalize::Sink(logits));
-      // An output is off by a few eps; (1 - p) below 1 magnifies that.
-      check_statistic<T>(table, "leave one out", s, factor, 2e4 * eps, evidence::leave_one_out, weights,
-                         ab::mask::Window{40, 3});
+  support::Random random(141);
+  for (const support::Shape& s : {support::Shape{1, 1, 1, 1, 7, 4, 4}, {2, 4, 2, 49, 100, 8, 7}, {1, 2, 1, 100, 33, 16, 17},
+                                  {1, 1, 1, 300, 257, 8, 33}, {1, 2, 2, 17, 130, 3, 1}}) {
+    const support::Inputs<T> in(s, random);
+    std::vector<double> u;
+    for (Index i = 0; i < s.queries; ++i) u.push_back(i % 3 == 0 ? 0 : random.unit());
+    for (const auto& weights : {ab::QueryWeights::all(), ab::QueryWeights::last(5), ab::QueryWeights::of(u), ab::QueryWeights::none()}) {
+      check_statistic(table, "squares", ab::evidence::squares, 2, s, in, weights, ab::mask::Causal{});
+      check_statistic(table, "maximum", ab::evidence::maximum, 1, s, in, weights, ab::mask::Causal{});
+      // p / (1 - p) and |v - o|^2 each lose where p is near 1: then v is nearly o.
+      check_statistic(table, "leave one out", ab::evidence::leave_one_out, 100, s, in, weights);
     }
+  }
+  table.report();
+}
+
+TEMPLATE_TEST_CASE("leave-one-out is the change of the output", "[evidence][statistic]", float, double) {
+  using T = TestType;
+  support::Random random(142);
+  const support::Shape s{1, 1, 1, 20, 12, 4, 6}, less{1, 1, 1, 20, 11, 4, 6};
+  const support::Inputs<T> in(s, random), without(less, random);
+  ab::Evidence<T> evidence;
+  support::Tensor<T> out(Layout::bhsd, 1, 1, 20, 6);
+  support::Tensor<double> whole(Layout::bhsd, 1, 1, 20, 6), part(Layout::bhsd, 1, 1, 20, 6);
+  ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::leave_one_out));
+  ab::reference::attention(in.q.view(), in.k.view(), in.v.view(), whole.view());
+  for (Index dropped = 0; dropped < 12; ++dropped) {
+    auto skip = [&](const support::Tensor<T>& x) {
+      return [&](Index b, Index h, Index j, Index c) { return x(b, h, j < dropped ? j : j + 1, c); };
+    };
+    without.k.fill(skip(in.k));
+    without.v.fill(skip(in.v));
+    ab::reference::attention(in.q.view(), without.k.view(), without.v.view(), part.view());
+    double change = 0;
+    for (Index i = 0; i < 20; ++i)
+      for (Index c = 0; c < 6; ++c) change += (whole(0, 0, i, c) - part(0, 0, i, c)) * (whole(0, 0, i, c) - part(0, 0, i, c));
+    CHECK(static_cast<double>(evidence.statistic(0, 0)[static_cast<std::size_t>(dropped)]) == Approx(change).epsilon(1e-4));
   }
 }
 
-TEST_CASE("leave-one-out is the squared change of the output", "[evidence]") {
-  const support::Shape s{1, 2, 1, 20, 30, 8, 5};
-  support::Random random(32);
-  const support::Inputs<double> in(s, random, support::Family::uniform, 2);
-  auto attend = [&](Index dropped) {
-    support::Tensor<double> out(Layout::bhsd, 1, 2, 20, 5);
-    std::vector<double> bias(30, 0.0);
-    if (dropped >= 0) bias[static_cast<std::size_t>(dropped)] = -std::numeric_limits<double>::infinity();
-    ab::reference::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), ab::score::KeyBias(bias));
-    return out.memory();
+TEMPLATE_TEST_CASE("what is masked reaches no statistic", "[evidence][statistic]", float, double) {
+  using T = TestType;
+  support::Random random(143);
+  const support::Shape s{1, 1, 1, 60, 60, 4, 4};
+  const support::Inputs<T> in(s, random);
+  support::Tensor<T> out(Layout::bhsd, 1, 1, 60, 4);
+  auto run = [&](auto statistic, ab::Evidence<T>& evidence) {
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::mask::Causal{}, ab::mask::KeyLengths{50},
+                  ab::observe(evidence, ab::QueryWeights::last(30), statistic));
   };
-  support::Tensor<double> out(Layout::bhsd, 1, 2, 20, 5);
-  ab::Evidence<double> observed;
-  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(),
-                ab::observe(observed, ab::QueryWeights::all(), evidence::leave_one_out));
-  const auto whole = attend(-1);
-  for (Index j = 0; j < 30; ++j) {
-    const auto without = attend(j);
-    for (std::size_t h = 0; h < 2; ++h) {
-      double change = 0;
-      for (std::size_t e = h * 100; e < (h + 1) * 100; ++e) change += (whole[e] - without[e]) * (whole[e] - without[e]);
-      const double got = observed.statistic(0, static_cast<Index>(h))[static_cast<std::size_t>(j)];
-      CHECK(std::abs(got - change) <= 1e-9 * (change + 1e-6));
+  auto check = [&](auto statistic) {
+    const T key = in.k(0, 0, 55, 0), value = in.v(0, 0, 55, 0), seen = in.v(0, 0, 40, 0), query = in.q(0, 0, 45, 0);
+    ab::Evidence<T> clean, masked, touched;
+    run(statistic, clean);
+    in.k(0, 0, 55, 0) = in.v(0, 0, 55, 0) = std::numeric_limits<T>::quiet_NaN();
+    run(statistic, masked);
+    CHECK(support::same_bits(clean.statistic(0, 0), masked.statistic(0, 0)));
+    in.k(0, 0, 55, 0) = key, in.v(0, 0, 55, 0) = value;
+
+    // A query that is no number touches the keys up to its own.
+    in.q(0, 0, 45, 0) = std::numeric_limits<T>::quiet_NaN();
+    run(statistic, touched);
+    for (std::size_t j = 0; j < 60; ++j) {
+      INFO("key " << j);
+      if (j <= 45)
+        CHECK(std::isnan(touched.statistic(0, 0)[j]));
+      else
+        CHECK(touched.statistic(0, 0)[j] == clean.statistic(0, 0)[j]);
     }
-  }
+    in.q(0, 0, 45, 0) = query, in.v(0, 0, 40, 0) = seen;
+  };
+  check(ab::evidence::squares);
+  check(ab::evidence::maximum);
+  check(ab::evidence::leave_one_out);
 }

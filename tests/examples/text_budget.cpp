@@ -19,7 +19,7 @@ using example::windows_of;
 TEST_CASE("text budget: windows overlap by half and end with the text") {
   CHECK(windows_of(10, 10).size() == 1);
   CHECK(windows_of(1, 10).size() == 1);
-  for (std::size_t longest : {2, 5, 10, 254, 510})
+  for (const std::size_t longest : std::vector<std::size_t>{2, 5, 10, 254, 510})
     for (std::size_t tokens = 1; tokens < 4 * longest; tokens += 1 + longest / 7) {
       const auto windows = windows_of(tokens, longest);
       INFO(tokens << " tokens in windows of " << longest);

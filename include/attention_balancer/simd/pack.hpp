@@ -79,9 +79,12 @@ template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> exp(const xsimd::batch<T, Arch>& x) noexcept {
   return xsimd::exp(x);
 }
+// Lane by lane, for what is done once per query: xsimd 8.1's does not compile for AVX-512 without optimisation.
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> log(const xsimd::batch<T, Arch>& x) noexcept {
-  return xsimd::log(x);
+  alignas(64) T lane[lanes_of<xsimd::batch<T, Arch>>];
+  x.store_aligned(lane);
+  return generate<xsimd::batch<T, Arch>>([&](int l) { return std::log(lane[l]); });
 }
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> tanh(const xsimd::batch<T, Arch>& x) noexcept {

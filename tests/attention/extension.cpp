@@ -14,7 +14,8 @@ struct EveryOther {
   auto visible(const ab::Site<S>& site) const {
     using T = ab::simd::scalar_of<S>;
     const S half = site.gather([](Index, Index j) { return static_cast<T>(j % 2); });
-    return (half == S(T(0))) | (site.key() == site.query());
+    const auto even = half == S(T(0)), own = site.key() == site.query();
+    return even | own;
   }
 };
 

@@ -89,7 +89,10 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
   /// Intersection of the masks at a site; only where there are any.
   template <class S>
   ATTENTION_BALANCER_INLINE auto visible(const Site<S>& site) const {
-    return std::apply([&](const auto&... m) { return (simd::mask_of<S>(m.visible(site)) & ...); }, masks);
+    simd::mask_of<S> all(true);
+    auto meet = [&all](const simd::mask_of<S>& one) { all = all & one; };  // named: clang warns of & on calls
+    std::apply([&](const auto&... m) { (meet(simd::mask_of<S>(m.visible(site))), ...); }, masks);
+    return all;
   }
 
   mask::Coverage classify(const Rect& rect) const {

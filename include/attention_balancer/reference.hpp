@@ -42,7 +42,7 @@ inline Row softmax(const Eigen::VectorXd& scores, double sink) {
   const Eigen::ArrayXd weights = row.masked.select(0.0, (scores.array() - top).exp());
   const double denominator = weights.sum() + std::exp(sink - top);
   row.p = row.masked.select(0.0, weights / denominator);
-  row.p_sink = std::exp(sink - top) / denominator;
+  row.p_sink = sink == -inf ? 0.0 : std::exp(sink - top) / denominator;
   row.lse = top + std::log(denominator);
   // H = - sum p log p, with log p = s - top - log denominator; a term whose p is 0 is 0.
   auto term = [&](double p, double s) { return p == 0 ? 0.0 : p * (std::log(denominator) - (s - top)); };

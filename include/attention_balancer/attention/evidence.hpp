@@ -207,10 +207,14 @@ struct EvidenceAccess {
   template <class T>
   static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass,
                       evidence::Kind statistic) {
-    e.batch_ = e.heads_ = e.queries_ = e.keys_ = 0;  // what is left if there is no memory
-    e.has_mass_ = false;
     const auto rows = static_cast<std::size_t>(batch * heads);
     const auto per_key = with_mass ? rows * static_cast<std::size_t>(keys) : 0;
+    // All memory first: what throws leaves the evidence as it was.
+    for (auto* x : {&e.mass_, &e.exposure_}) x->reserve(per_key);
+    if (statistic != evidence::Kind::mass) e.statistic_.reserve(per_key);
+    for (auto* x : {&e.lse_, &e.entropy_}) x->reserve(rows * static_cast<std::size_t>(queries));
+    e.sink_mass_.reserve(rows);
+    e.empty_rows_.reserve(rows);
     e.mass_.assign(per_key, T(0));
     e.exposure_.assign(per_key, T(0));
     e.statistic_.assign(statistic == evidence::Kind::mass ? 0 : per_key, T(0));

@@ -39,10 +39,10 @@ namespace attention_balancer {
 template <Scalar T, class Allocate = allocate::Proportional, class Feedback = feedback::Leaky<T>>
 class ResourceBalancer {
   static_assert(allocate::Allocation<Allocate, T>,
-                "the allocation of a ResourceBalancer must be callable as allocate(std::span<const T> saliency, "
+                "attention_balancer: the allocation of a ResourceBalancer must be callable as allocate(std::span<const T> saliency, "
                 "std::span<T> shares) with the balancer's scalar T");
   static_assert(feedback::Feedback<Feedback, T>,
-                "the feedback of a ResourceBalancer must be callable as feedback(std::span<T> log_state, "
+                "attention_balancer: the feedback of a ResourceBalancer must be callable as feedback(std::span<T> log_state, "
                 "std::span<const T> signal) with the balancer's scalar T");
 
  public:

@@ -1,4 +1,6 @@
 #pragma once
+#include <algorithm>
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -16,7 +18,7 @@ struct OpenMp {
 
   template <class F>
   void for_each(Index n, F&& f) const {
-    const int team = static_cast<int>(concurrency());
+    const int team = static_cast<int>(std::max(Index(1), std::min(n, concurrency())));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team)
     for (Index i = 0; i < n; ++i) f(i);
   }

@@ -115,7 +115,7 @@ void normalize_block(const OnlineState<T>& state, T sink_logit, bool evidence, N
     const S sink_weight = simd::exp2_clamped(simd::clamp_exponent((sink - base) * log2_e));
     const S total = simd::fma(sum, shrink, sink_weight);
     const S inverse = simd::select(total == zero, zero, S(T(1)) / total);
-    const S factor = shrink * inverse, sink_probability = sink_weight * inverse;
+    const S factor = shrink * inverse, sink_probability = simd::select(sink == none, zero, sink_weight * inverse);
     simd::store_aligned(result.factor + v * n, factor);
     simd::store_aligned(result.sink + v * n, sink_probability);
     if (!evidence) continue;

@@ -152,8 +152,9 @@ class Block {
     ranges_ = visible_ranges(call_, {first_, first_ + count_, 0, 0, batch_, head_, p_.queries, p_.keys}, s_.ranges);
     const bool weighted = evidence_.mass != nullptr && load_query_weights();
     attend(weighted, false);
-    // A masked value that is infinite or not a number has met the weight 0. That shows in the output, and is rare.
-    if (can_mask() && !all_finite<T, V>(s_.output, p_.value_dim)) attend(weighted, true);
+    // A value that is infinite or not a number may have met the weight 0 of a query that does not see it. That shows
+    // in the output, and is rare.
+    if (!all_finite<T, V>(s_.output, p_.value_dim)) attend(weighted, true);
     normalize_block<T, V>(state_, call_.sinks ? call_.sink_logit(call_.sinks, head_) : -infinity<T>, evidence_.lse != nullptr, result_);
     store_output();
     if (evidence_.lse != nullptr) store_evidence(weighted);
@@ -162,8 +163,6 @@ class Block {
  private:
   static constexpr int n = simd::lanes<T>;
   static constexpr Index width = V * n;
-
-  bool can_mask() const noexcept { return call_.policies.has_masks || call_.policies.has_modifiers; }
 
   void load_queries() noexcept {
     const TensorView<const T>& q = call_.q;

@@ -65,6 +65,20 @@ TEMPLATE_TEST_CASE("every length of queries and of keys around the blocks is the
   table.report();
 }
 
+TEMPLATE_TEST_CASE("the diagonal of a causal mask may cross blocks anywhere", "[attention][mask]", float, double) {
+  using T = TestType;
+  support::Table table;
+  support::Random random(4);
+  for (Index n = 1; n <= 280; n += support::every(13)) {
+    const support::Shape shape{1, 1, 1, 100, n, 2, 2};
+    const support::Inputs<T> in(shape, random);
+    const auto align = n % 2 == 0 ? ab::mask::Align::top_left : ab::mask::Align::bottom_right;
+    support::check(table, "top left where Nk is even", shape, in, Layout::bhsd, ab::QueryWeights::all(), {},
+                   ab::mask::Causal{align});
+  }
+  table.report();
+}
+
 TEMPLATE_TEST_CASE("without keys nothing is attended", "[attention]", float, double) {
   using T = TestType;
   support::Table table;

@@ -3,7 +3,7 @@
 //
 // With eps = numeric_limits<T>::epsilon(), A_i the largest |scale| * sum_c |q_ic k_jc| over the keys j, and M the
 // magnitude of what the score modifiers and the sink add, a logit of query i is off by at most
-//     e_i = eps * ((6 + sqrt(D)) * A_i + 6 * M),
+//     e_i = eps * ((6 + D / 2) * A_i + 6 * M),
 // and with r_i = exp(2 e_i) - 1 + 16 eps, r = max r_i, the kernel promises
 //     output     |error| <= r_i * max |v|
 //     mass       |error| <= r * mass + (sum of u) * 8 * smallest normal number     (so does the sink mass)
@@ -74,7 +74,7 @@ std::vector<double> logit_errors(const Shape& s, const Inputs<T>& in, const Magn
                              static_cast<double>(in.k(b, h / (s.heads / s.kv_heads), j, c)));
           if (std::isfinite(sum)) largest = std::max(largest, sum);
         }
-        errors.push_back(eps * ((6 + std::sqrt(static_cast<double>(s.dim))) * scale * largest + 6 * m.added));
+        errors.push_back(eps * ((6 + static_cast<double>(s.dim) / 2) * scale * largest + 6 * m.added));
       }
   return errors;
 }

@@ -54,7 +54,7 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> fma(const xsimd::batch<T, Arch>&
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> max_or_second(const xsimd::batch<T, Arch>& a,
                                                               const xsimd::batch<T, Arch>& b) noexcept {
-  using Batch = xsimd::batch<T, Arch>;
+  using Batch [[maybe_unused]] = xsimd::batch<T, Arch>;
 #if defined(__AVX512F__)
   if constexpr (sizeof(Batch) == 64) {
     if constexpr (sizeof(T) == 4)

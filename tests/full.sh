@@ -54,7 +54,8 @@ check() {
   [ "$bad" -eq 0 ] || tail -n 60 "$log"
 }
 
-[ $# -gt 0 ] || set -- clang-release asan-ubsan tsan scalar sse2 avx2 clang-avx2 avx512 neon xsimd-13
+# clang-release, like tests/run.sh, takes all that this machine has: AVX-512 where it is there.
+[ $# -gt 0 ] || set -- clang-release asan-ubsan tsan scalar sse2 avx2 neon xsimd-13
 for preset in "$@"; do
   if runs_here "$preset"; then check "$preset"; fi
 done

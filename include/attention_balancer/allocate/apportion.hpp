@@ -2,6 +2,7 @@
 // Shares to integers: whole units that add up to the total exactly.
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -98,39 +99,52 @@ struct Seat {
   double price(Index k) const noexcept { return weight / (static_cast<double>(k) + 0.5); }
 };
 
-/// Sets the units of every seat to a beginning of the award, about `budget` units in all: those above some price, all
-/// of them and no others, so that it is the same whatever the order of ties. Returns their number.
-inline Index award_about(std::span<Seat> seats, double budget) {
-  std::vector<FillItem> items;
-  items.reserve(seats.size());
-  for (const auto& seat : seats)
-    items.push_back({seat.weight, static_cast<double>(seat.lower), static_cast<double>(seat.upper), 0.0});
-  water_fill(items, budget);  // nu * weight_i, clipped; rounded it counts the units that are worth 1 / nu or more
-  double outside = 0;         // the best price not awarded
-  for (std::size_t i = 0; i < seats.size(); ++i) {
-    auto& seat = seats[i];
-    seat.units = std::clamp(static_cast<Index>(std::floor(items[i].share + 0.5)), seat.lower, seat.upper);
-    if (seat.units < seat.upper) outside = std::max(outside, seat.price(seat.units));
-  }
+/// Number of units of a seat that are worth `price` or more, within its bounds.
+inline Index units_worth(const Seat& seat, double price) noexcept {
+  const auto worth = [&](Index k) { return seat.price(k) >= price; };
+  if (seat.lower == seat.upper || !worth(seat.lower)) return seat.lower;
+  if (worth(seat.upper - 1)) return seat.upper;
+  // Prices fall with k, and the quotient is off by a unit or two at most.
+  Index k = std::clamp(static_cast<Index>(seat.weight / price), seat.lower + 1, seat.upper - 1);
+  while (!worth(k - 1)) --k;
+  while (worth(k)) ++k;
+  return k;
+}
+
+/// Gives every seat its units worth `price` or more: all of them and no others, so the same whatever the order of
+/// ties. Returns their number, or any number above `most` if it is larger than that.
+inline Index award_worth(std::span<Seat> seats, double price, Index most) noexcept {
   Index awarded = 0;
   for (auto& seat : seats) {
-    while (seat.units > seat.lower && seat.price(seat.units - 1) <= outside) --seat.units;
+    seat.units = units_worth(seat, price);
     awarded += seat.units;
+    if (awarded > most) break;
   }
   return awarded;
 }
 
 /// Awards `total` units by Sainte-Lague within the bounds, in O(n log n); sum of lower <= total <= sum of upper. One
-/// by one would take `total` steps: the water-filling takes nearly all of them at once, a heap the few that are left.
+/// by one would take `total` steps. A price above which no more than n are left to award is bisected for, over the
+/// bits of a double, which are ordered as positive doubles are: 63 steps at most, and few as a rule, because the
+/// first guess is the price at which the quotas are met. A heap awards the rest.
 inline void award(std::span<Seat> seats, Index total) {
-  // Rounding may award too many, some sqrt(n) of them as a rule and n at worst: then again for a smaller budget.
-  // Below the sum of the lower bounds nothing but these is awarded, so there is an end.
-  Index left = 0;
-  for (double budget = static_cast<double>(total), step = 1;; step *= 2) {
-    left = total - award_about(seats, budget);
-    if (left >= 0) break;
-    step = std::max(step, static_cast<double>(-left));
-    budget -= step;
+  const auto enough = static_cast<Index>(seats.size());
+  Sum weights;
+  for (const auto& seat : seats) weights.add(seat.weight * 0x1p-64);  // their sum may overflow
+  double guess = weights.value() / std::max(1.0, static_cast<double>(total)) * 0x1p64;
+  std::uint64_t above = 0;                                                                  // too many are worth this
+  std::uint64_t below = std::bit_cast<std::uint64_t>(std::numeric_limits<double>::infinity());  // not too many
+  Index left = -1;
+  for (bool first = true;; first = false) {
+    if (below - above <= 1) {  // what is left are ties
+      left = total - award_worth(seats, std::bit_cast<double>(below), total);
+      break;
+    }
+    const std::uint64_t middle = above + (below - above) / 2;
+    if (!first || !(guess > 0) || !std::isfinite(guess)) guess = std::bit_cast<double>(middle);
+    left = total - award_worth(seats, guess, total);
+    if (left >= 0 && left <= enough) break;
+    (left < 0 ? above : below) = std::bit_cast<std::uint64_t>(guess);
   }
 
   struct Offer {

@@ -248,3 +248,17 @@ TEST_CASE("both methods agree with the package apportionment") {
   CHECK(hamilton >= 50);
   CHECK(sainte_lague >= 50);
 }
+
+TEST_CASE("weights many orders apart take no longer", "[apportion]") {
+  constexpr ab::Index most = ab::Index(1) << 53;
+  const std::vector<double> two{1, 1e-16}, five{9.87e-10, 4.80e241, 4.10e96, 1.38e-190, 5.17e225};
+  const std::vector<ab::Index> lower{most - 1, 1}, upper{most, most};
+  auto sum = [](const std::vector<ab::Index>& units) {
+    ab::Index total = 0;
+    for (const ab::Index u : units) total += u;
+    return total;
+  };
+  CHECK(sum(ab::apportion::sainte_lague(two, most)) == most);
+  CHECK(sum(ab::apportion::sainte_lague(two, most, lower, upper)) == most);
+  CHECK(ab::apportion::sainte_lague(five, most) == std::vector<ab::Index>{0, most - 1, 0, 0, 1});
+}

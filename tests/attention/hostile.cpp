@@ -1,6 +1,7 @@
 // Numbers at the edges: huge scores, infinities that come from the inputs themselves, denormal and huge values.
 
 #include "support/check.hpp"
+#include "support/options.hpp"
 
 namespace {
 
@@ -81,7 +82,8 @@ TEMPLATE_TEST_CASE("large scores share as the reference says", "[attention]", fl
   support::Random random(11);
   const std::vector<T> logits{T(3e3), T(-5)};
   for (const double scale : {1e2, 1e3, 1e4})
-    for (const Index n : {7, 100, 300}) {
+    for (const Index n : {7, 300, 100}) {
+      if (n == 300 && support::quick()) continue;
       const support::Shape shape{1, 2, 1, n, n, 16, 8};
       support::Inputs<T> in(shape, random);
       // Scores up to `scale`, in steps that leave several keys within reach of the largest.

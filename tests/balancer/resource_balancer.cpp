@@ -281,3 +281,28 @@ TEST_CASE("its own shares may be the signal, and copies are independent") {
   CHECK(other.cycle() == 0);
   CHECK(other.shares()[1] == 0.5);
 }
+
+TEST_CASE("a masked giant does not level the others", "[balancer]") {
+  const std::vector<char> mask{0, 1, 1};
+  ab::ResourceBalancer<float, ab::allocate::Bounded<float>, ab::feedback::Plain<float>> balancer(
+      3, ab::allocate::Bounded<float>{.eligible = mask});
+  const std::vector<float> signal{1.f, 1e-3f, 2e-3f};
+  for (int cycle = 0; cycle < 40; ++cycle) balancer.update(signal);
+  CHECK(balancer.shares()[0] == 0.f);
+  CHECK(balancer.shares()[1] < 1e-11f);
+  CHECK(balancer.shares()[2] > 0.999f);
+}
+
+TEST_CASE("a large budget under floors and caps of a float", "[balancer]") {
+  ab::ResourceBalancer<float, ab::allocate::Bounded<float>> tenths(10, ab::allocate::Bounded<float>{.floor = 0.1f});
+  CHECK(tenths.units(1'000'000'000) == std::vector<ab::Index>(10, 100'000'000));
+  ab::ResourceBalancer<float, ab::allocate::Bounded<float>> one(1, ab::allocate::Bounded<float>{.cap = 0.99999994f});
+  CHECK(one.units(1'000'000'000) == std::vector<ab::Index>{1'000'000'000});
+}
+
+TEST_CASE("a small share beside a large one is not lost to the bounds", "[balancer]") {
+  ab::ResourceBalancer<float, ab::allocate::Bounded<float>, ab::feedback::Plain<float>> balancer(2);
+  const std::vector<float> signal{1.f, 0.1f};
+  for (int cycle = 0; cycle < 17; ++cycle) balancer.update(signal);
+  CHECK(balancer.log_shares()[1] == Approx(-39.144).epsilon(1e-3));
+}

@@ -272,20 +272,17 @@ struct UnitLimits {
   Index lower = 0, upper = 0;
 };
 
-/// ceil(floor * total) and floor(cap * total); {0, 0} for an item that is not eligible. A product within epsilon of
-/// a whole number counts as that number: a floor of 0.1f is a little above 0.1, and asks for 100 of 1000, not 101.
+/// ceil(floor * total) and floor(cap * total), kept to within epsilon of the scalar; {0, 0} for an item that is not
+/// eligible. A floor of 0.1f is a little above 0.1, and asks for 100 of 1000, not 101.
 template <Scalar T>
 UnitLimits unit_limits(const allocate::Limits<T>& limits, Index total) {
   if (!limits.eligible) return {};
   const double t = static_cast<double>(total);
-  const auto whole = [&](double share, auto round) {
-    const double product = std::min(share, 1.0) * t, nearest = std::nearbyint(product);
-    const bool meant =
-        std::abs(product - nearest) <= product * static_cast<double>(std::numeric_limits<T>::epsilon());
-    return static_cast<Index>(meant ? nearest : round(product));
-  };
-  return {whole(static_cast<double>(limits.floor), [](double x) { return std::ceil(x); }),
-          whole(static_cast<double>(limits.cap), [](double x) { return std::floor(x); })};
+  const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  const double floor = std::min(static_cast<double>(limits.floor), 1.0) * t;
+  const double cap = std::min(static_cast<double>(limits.cap), 1.0) * t;
+  return {static_cast<Index>(std::ceil(floor * (1 - epsilon))),
+          static_cast<Index>(std::min(t, std::floor(cap * (1 + epsilon))))};
 }
 
 }  // namespace apportion

@@ -66,7 +66,8 @@ namespace feedback {
 /// For weights that do not depend on r every cycle shrinks the distance to the fixed point, which is w^gain
 /// normalised, by exactly 1 - rate in the oscillation (Hilbert) seminorm. When the shares steer the attention
 /// themselves (log_shares() as score::KeyBias) the weights contain r: the factor is then 1 - rate * (1 - gain), so
-/// the gain must be below 1; 0.5 settles at the weights that the inputs have by themselves.
+/// the gain must be below 1; 0.5 settles at the weights that the inputs have by themselves, down to 1e-3 of the largest,
+/// where the least weight below takes over.
 ///
 /// w is first raised to 1e-6 of its largest, and so is r where it is zero: zero is not for ever. All-zero weights
 /// count as equal. `rate` lies in (0, 1], `gain` is finite and above 0; otherwise InputError.
@@ -136,6 +137,11 @@ struct Plain {
  private:
   template <Scalar S>
   static void apply(std::span<S> log_state, std::span<const S> weights) {
+    bool alive = false;  // seen before anything is written
+    detail::for_each_log_weight(weights, log_state.size(), [&](std::size_t i, double log_weight) {
+      alive = alive || static_cast<double>(log_state[i]) + log_weight > detail::minus_infinity;
+    });
+    if (!alive) detail::fail<InputError>("state after the feedback", "zero for every item", "leave at least one item alive");
     detail::for_each_log_weight(weights, log_state.size(), [&](std::size_t i, double log_weight) {
       log_state[i] = static_cast<S>(static_cast<double>(log_state[i]) + log_weight);
     });

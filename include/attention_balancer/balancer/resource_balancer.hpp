@@ -139,7 +139,8 @@ class ResourceBalancer {
     return report;
   }
 
-  /// [n] The logarithm of the unbounded distribution: exp of it adds up to 1. -inf for what Plain has let die. Copy
+  /// [n] The logarithm of the unbounded distribution: exp of it adds up to 1, up to a factor if a feedback of the user's
+  /// or restore() left it so. -inf for what Plain has let die. Copy
   /// it to save the balancer; restore() continues from it bit for bit.
   std::span<const T> state() const noexcept { return now_.state; }
 
@@ -183,11 +184,21 @@ class ResourceBalancer {
     if (!alive) detail::fail<InputError>(what, "-inf for every item", "leave at least one item alive");
   }
 
+  Index size_of_next() const noexcept { return static_cast<Index>(next_.state.size()); }
+
   /// Fills the shares of next_ from its state; may throw.
   void share_out() {
-    const double largest = static_cast<double>(*std::max_element(next_.state.begin(), next_.state.end()));
-    for (std::size_t i = 0; i < weights_.size(); ++i)
-      weights_[i] = static_cast<T>(std::exp(static_cast<double>(next_.state[i]) - largest));
+    // Relative to the largest that can get a share: beside a masked giant the others would all round to 0.
+    double largest = -std::numeric_limits<double>::infinity();
+    for (Index i = 0; i < size_of_next(); ++i)
+      if (limits(i).eligible) largest = std::max(largest, static_cast<double>(next_.state[static_cast<std::size_t>(i)]));
+    const bool alive = largest > -std::numeric_limits<double>::infinity();
+    for (Index i = 0; i < size_of_next(); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      weights_[at] = alive && limits(i).eligible
+                         ? static_cast<T>(std::exp(static_cast<double>(next_.state[at]) - largest))
+                         : T(0);
+    }
     allocate_(std::span<const T>(weights_), std::span<T>(next_.shares));
     for (std::size_t i = 0; i < weights_.size(); ++i) next_.log_shares[i] = std::log(next_.shares[i]);
   }

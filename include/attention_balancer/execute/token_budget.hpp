@@ -39,7 +39,8 @@ class TokenPlan {
   Index tokens() const noexcept { return tokens_; }
 
   /// The kept tokens, ascending: entry k of everything compacted is what entry kept()[k] was.
-  std::span<const Index> kept() const noexcept { return kept_; }
+  std::span<const Index> kept() const& noexcept { return kept_; }
+  std::span<const Index> kept() const&& = delete;  // it would dangle
 
   /// Number of tokens kept.
   Index size() const noexcept { return static_cast<Index>(kept_.size()); }

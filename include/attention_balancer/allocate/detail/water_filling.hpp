@@ -112,9 +112,13 @@ inline void water_fill(std::span<FillItem> items, double budget) {
   }
   std::sort(levels.begin(), levels.end());
   const auto affordable = [&](Level nu) {
-    Sum sum;
-    for (std::size_t i = 0; i < n; ++i) sum.add(std::clamp(nu * weight[i], items[i].floor, items[i].cap));
-    return sum.value() <= budget;
+    Sum excess;  // over the budget, which is inside the sum: beside it the last bits of the small ones are rounded away
+    excess.add(-budget);
+    for (std::size_t i = 0; i < n; ++i)
+      excess.add(!(nu < meets_cap[i])      ? items[i].cap
+                 : !(leaves_floor[i] < nu) ? items[i].floor
+                                           : std::clamp(nu * weight[i], items[i].floor, items[i].cap));
+    return excess.value() <= 0;
   };
   const auto above = std::partition_point(levels.begin(), levels.end(), affordable);
 

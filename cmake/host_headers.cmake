@@ -1,4 +1,4 @@
-# For cross builds: the header-only packages that are installed for this machine, made visible to another one.
+# For cross builds, and to choose an xsimd: header-only packages in a folder of their own, made visible to the build.
 # Their folders are linked into the build folder one by one, because /usr/include as a whole would bring along the
 # C library headers of the wrong machine. Everything after this finds the targets defined and looks no further.
 

@@ -1,4 +1,4 @@
-// The statistics beside the mass, against the reference: second moments, maxima, leave-one-out.
+// The statistics beside the mass, against the reference: second moments, maxima, squared odds, leave-one-out.
 
 #include "support/check.hpp"
 #include "support/options.hpp"
@@ -63,8 +63,12 @@ TEMPLATE_TEST_CASE("statistics of the probabilities are the reference", "[eviden
       check_statistic(table, "squares", ab::evidence::squares, 2, s, in, weights, ab::mask::Causal{});
       check_statistic(table, "maximum", ab::evidence::maximum, 1, s, in, weights, ab::mask::Causal{});
       // p / (1 - p) and |v - o|^2 each lose where p is near 1: then v is nearly o.
+      check_statistic(table, "squared odds", ab::evidence::squared_odds, 100, s, in, weights);
       check_statistic(table, "leave one out", ab::evidence::leave_one_out, 100, s, in, weights);
     }
+    // Long queries and keys: most queries have a key with p >= 1/2.
+    const support::Inputs<T> peaked(s, random, support::Family::uniform, 3);
+    check_statistic(table, "leave one out, peaked", ab::evidence::leave_one_out, 1e4, s, peaked, ab::QueryWeights::of(u));
   }
   table.report();
 }
@@ -126,5 +130,58 @@ TEMPLATE_TEST_CASE("what is masked reaches no statistic", "[evidence][statistic]
   };
   check(ab::evidence::squares);
   check(ab::evidence::maximum);
+  check(ab::evidence::squared_odds);
   check(ab::evidence::leave_one_out);
+}
+
+TEMPLATE_TEST_CASE("leave-one-out of values that are infinite or as large as they can be", "[evidence][statistic]", float,
+                   double) {
+  using T = TestType;
+  support::Random random(144);
+  const support::Shape s{1, 1, 1, 40, 70, 4, 5};
+  const support::Inputs<T> in(s, random);
+  support::Tensor<T> out(Layout::bhsd, 1, 1, 40, 5);
+  const T huge = std::sqrt(std::numeric_limits<T>::max());  // its square and its fourth power are not finite
+  for (const T value : {std::numeric_limits<T>::infinity(), huge * T(2)}) {
+    ab::Evidence<T> clean, touched;
+    auto run = [&](ab::Evidence<T>& evidence) {
+      ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::mask::Causal{ab::mask::Align::top_left},
+                    ab::observe(evidence, ab::QueryWeights::last(20), ab::evidence::leave_one_out));
+    };
+    run(clean);
+    const T before = in.v(0, 0, 35, 2);
+    in.v(0, 0, 35, 2) = value;  // seen by the queries from 35 on
+    run(touched);
+    in.v(0, 0, 35, 2) = before;
+    for (std::size_t j = 0; j < 70; ++j) {
+      INFO("value " << value << " key " << j);
+      const T got = touched.statistic(0, 0)[j];
+      if (j == 35 || (j < 40 && std::isinf(value)))  // an infinite value makes the outputs so, from which all differ
+        CHECK_FALSE(std::isfinite(got));
+      else if (j < 40)
+        CHECK(got > T(0));
+      else
+        CHECK(got == T(0));  // nobody sees it
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("the largest odds are finite", "[evidence][statistic]", float, double) {
+  // One key takes everything: p is 1, its odds are capped at 1 / epsilon.
+  using T = TestType;
+  support::Tensor<T> q(Layout::bhsd, 1, 1, 2, 1), k(Layout::bhsd, 1, 1, 3, 1), v(Layout::bhsd, 1, 1, 3, 2),
+      out(Layout::bhsd, 1, 1, 2, 2);
+  q.fill([](Index, Index, Index, Index) { return 100; });
+  k.fill([](Index, Index, Index j, Index) { return j == 1 ? 100 : -100; });
+  v.fill([](Index, Index, Index j, Index c) { return j + c; });
+  ab::Evidence<T> evidence;
+  const T most = 1 / std::numeric_limits<T>::epsilon();
+  ab::attention(q.view(), k.view(), v.view(), out.view(),
+                ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::squared_odds));
+  CHECK(evidence.statistic(0, 0)[1] == 2 * most * most);
+  CHECK(evidence.statistic(0, 0)[0] == T(0));
+  ab::attention(q.view(), k.view(), v.view(), out.view(),
+                ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::leave_one_out));
+  for (std::size_t j = 0; j < 3; ++j) CHECK(evidence.statistic(0, 0)[j] == T(0));  // v is o, or p is 0
+  CHECK(evidence.statistic_kind() == ab::evidence::Kind::leave_one_out);
 }

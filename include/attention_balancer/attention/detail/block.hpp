@@ -303,22 +303,39 @@ class Block {
     }
   }
 
-  /// output_squares_ [W] = |o|^2, of the outputs that store_output has normalised.
+  /// output_squares_ [W] = |o|^2, of the outputs that store_output has normalised. Notes what leave-one-out must expect:
+  /// a key with p >= 1/2 (the largest weight of a query is 1), and outputs that are not finite.
   void square_outputs() noexcept {
     std::fill_n(output_squares_, width, T(0));
     for (Index c = 0; c < p_.value_dim; ++c)
       for (Index i = 0; i < width; ++i) output_squares_[i] += s_.output[c * width + i] * s_.output[c * width + i];
+    peaked_ = false, finite_ = true;
+    for (Index i = 0; i < width; ++i) {
+      peaked_ = peaked_ || !(result_.factor[i] < T(0.5));
+      finite_ = finite_ && std::isfinite(output_squares_[i]);
+    }
   }
 
   void add_statistic(const KeyRange& range, const T* weights) noexcept {
     const Index keys = range.end - range.begin;
     T* const into = evidence_.statistic + range.begin;
     const WeightedRows<T> rows{weights, result_.factor, u_};
-    if (call_.statistic == evidence::Kind::squares) return add_squares<T, V>(rows, keys, into);
-    if (call_.statistic == evidence::Kind::maximum) return add_maximum<T, V>(rows, keys, into);
+    switch (call_.statistic) {
+      case evidence::Kind::mass: return;
+      case evidence::Kind::squares: return add_squares<T, V>(rows, keys, into);
+      case evidence::Kind::maximum: return add_maximum<T, V>(rows, keys, into);
+      case evidence::Kind::squared_odds: return add_squared_odds<T, V>(rows, keys, into);
+      case evidence::Kind::leave_one_out: break;
+    }
     const Rows<T> v = rows_of(call_.v, batch_, kv_head_, range.begin, range.end, s_.packed_values);
-    score_keys<T, V>(s_.output, v.data, v.stride, keys, p_.value_dim, s_.spare, nullptr);
-    add_leave_one_out<T, V>(rows, {s_.output, output_squares_, v.data, v.stride, p_.value_dim, s_.spare}, keys, into);
+    for (Index j = 0; j < keys; j += leave_one_out_keys) {
+      const Index now = std::min(leave_one_out_keys, keys - j);
+      const T* values = v.data + j * v.stride;
+      score_keys<T, V>(s_.output, values, v.stride, now, p_.value_dim, s_.spare, nullptr);
+      add_leave_one_out<T, V>({weights + j * width, result_.factor, u_},
+                              {s_.output, output_squares_, values, v.stride, p_.value_dim, s_.spare}, peaked_, finite_,
+                              now, into + j);
+    }
   }
 
   /// A row that is not a number makes the masses that it touches so, and no others: not those of keys that it does
@@ -349,6 +366,7 @@ class Block {
   Normalized<T> result_;
   alignas(64) T u_[width];
   alignas(64) T output_squares_[width];
+  bool peaked_ = false, finite_ = true;
 };
 
 /// The queries [first, end) of one head, in blocks of three packs; four packs are two blocks of two, because a block

@@ -107,6 +107,32 @@ ATTENTION_BALANCER_NOINLINE void add_maximum(const WeightedRows<T>& rows, Index 
   reduce_keys(keys, largest, of_key, Larger{});
 }
 
+/// (p / (1 - p))^2 with the ratio capped at 1 / epsilon; not a number stays so.
+template <Scalar T, class S>
+ATTENTION_BALANCER_INLINE S squared_odds(const S& p) noexcept {
+  const S most(1 / std::numeric_limits<T>::epsilon()), rest = S(T(1)) - p;
+  const S ratio = simd::select(rest > S(T(0)), p / rest, simd::select(p == p, most, p));
+  const S capped = simd::select(ratio > most, most, ratio);
+  return capped * capped;
+}
+
+/// odds [keys] += sum over the queries of u (p / (1 - p))^2
+template <Scalar T, int V>
+ATTENTION_BALANCER_NOINLINE void add_squared_odds(const WeightedRows<T>& rows, Index keys, T* odds) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  auto of_key = [&](Index j) {
+    S sum(T(0));
+    ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) {
+      const S p = simd::load_aligned<S>(rows.weights + (j * V + v) * n) * simd::load_aligned<S>(rows.factor + v * n);
+      sum = simd::fma(squared_odds<T>(p), simd::load_aligned<S>(rows.u + v * n), sum);
+    }
+    return sum;
+  };
+  reduce_keys(keys, odds, of_key, Add{});
+}
+
 /// What leave-one-out needs beside the probabilities.
 template <Scalar T>
 struct LeaveOneOut {
@@ -117,58 +143,132 @@ struct LeaveOneOut {
   const T* products;  // [keys, V packs]: v . o
 };
 
-/// change [keys] += sum over the queries of u (p / (1 - p))^2 |v - o|^2
+/// Keys that leave-one-out takes at a time: their products with the outputs stay in the first cache.
+inline constexpr Index leave_one_out_keys = 32;
+
+/// squares [keys] = |v|^2; returns whether all are finite.
+template <Scalar T>
+ATTENTION_BALANCER_NOINLINE bool square_values(const T* values, Index stride, Index dim, Index keys,
+                                               T* squares) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  std::fill_n(squares, keys, T(0));
+  auto of_key = [&](Index j) {
+    const T* v = values + j * stride;
+    S sum(T(0));
+    for (Index c = 0; c + n <= dim; c += n) sum = simd::fma(simd::load<S>(v + c), simd::load<S>(v + c), sum);
+    return sum;
+  };
+  if (dim >= n) reduce_keys(keys, squares, of_key, Add{});
+  bool finite = true;
+  for (Index j = 0; j < keys; ++j) {
+    for (Index c = dim - dim % n; c < dim; ++c) squares[j] += values[j * stride + c] * values[j * stride + c];
+    finite = finite && squares[j] - squares[j] == T(0);
+  }
+  return finite;
+}
+
+/// The keys of a query that have p >= 1/2, one at most: from the difference itself.
+template <Scalar T, int V>
+ATTENTION_BALANCER_NOINLINE T change_without_dominant(const WeightedRows<T>& rows, const LeaveOneOut<T>& x,
+                                                      Index j) noexcept {
+  constexpr Index width = V * Index(simd::lanes<T>);
+  const T* v = x.values + j * x.value_stride;
+  T change(0);
+  for (Index i = 0; i < width; ++i) {
+    const T p = rows.weights[j * width + i] * rows.factor[i];
+    if (!(p >= T(0.5)) || rows.u[i] == T(0)) continue;
+    T distance(0);
+    for (Index c = 0; c < x.value_dim; ++c) {
+      const T d = v[c] - x.output[c * width + i];
+      distance += d * d;
+    }
+    constexpr T most = 1 / std::numeric_limits<T>::epsilon();
+    const T ratio = p < T(1) ? std::min(p / (T(1) - p), most) : most;
+    change += rows.u[i] * ratio * ratio * distance;
+  }
+  return change;
+}
+
+/// change [keys] += sum over the queries of u (p / (1 - p))^2 |v - o|^2, for at most leave_one_out_keys keys
 ///
 /// |v - o|^2 is |v|^2 + |o|^2 - 2 v.o, whose products are one more register tile. Where p is near 1, v is near o and
 /// what is left after the cancellation would be noise, multiplied by a large number; but at most one key of a query
-/// has p >= 1/2, so those take the difference itself.
-template <Scalar T, int V>
-ATTENTION_BALANCER_NOINLINE void add_leave_one_out(const WeightedRows<T>& rows, const LeaveOneOut<T>& x, Index keys,
-                                                   T* change) noexcept {
+/// has p >= 1/2, so those take the difference itself. `Peaked`: there may be such a key. `Guarded`: values or outputs
+/// may not be finite, and must not meet the p of 0 of a query that does not see them.
+template <Scalar T, int V, bool Peaked, bool Guarded>
+ATTENTION_BALANCER_NOINLINE void add_changes(const WeightedRows<T>& rows, const LeaveOneOut<T>& x,
+                                             const T* value_squares, Index keys, T* change) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
   const S one = S(T(1)), half = S(T(0.5)), zero = S(T(0));
-  auto dominant = [&](Index j) {
-    const T* v = x.values + j * x.value_stride;
-    for (Index i = 0; i < V * n; ++i) {
-      const T p = rows.weights[j * V * n + i] * rows.factor[i];
-      if (!(p >= T(0.5)) || rows.u[i] == T(0)) continue;
-      T distance(0);
-      for (Index c = 0; c < x.value_dim; ++c) {
-        const T d = v[c] - x.output[c * V * n + i];
-        distance += d * d;
-      }
-      const T ratio = p < T(1) ? std::min(p / (T(1) - p), 1 / std::numeric_limits<T>::epsilon())
-                               : 1 / std::numeric_limits<T>::epsilon();
-      change[j] += rows.u[i] * ratio * ratio * distance;
-    }
-  };
+  alignas(64) T twice[V * n], opposite[V * n], halves[V * n];
+  ATTENTION_BALANCER_UNROLL
+  for (int k = 0; k < V; ++k) {
+    const S f = simd::load_aligned<S>(rows.factor + k * n);
+    // 2 u f^2; a query that does not count may have any output.
+    const S u = simd::load_aligned<S>(rows.u + k * n);
+    simd::store_aligned(twice + k * n, (u + u) * f * f);
+    simd::store_aligned(opposite + k * n, zero - f);
+    simd::store_aligned(halves + k * n, half * simd::load_aligned<S>(x.output_squares + k * n));
+  }
   auto of_key = [&](Index j) {
-    const T* v = x.values + j * x.value_stride;
-    S squares = zero;
-    Index c = 0;
-    for (; c + n <= x.value_dim; c += n) squares = simd::fma(simd::load<S>(v + c), simd::load<S>(v + c), squares);
-    T square = simd::reduce_add(squares);
-    for (; c < x.value_dim; ++c) square = simd::fma(v[c], v[c], square);
-
-    S sum = zero, largest = zero;
+    const S value_half = S(value_squares[j] * T(0.5));
+    S w[V], rest[V];
+    bool dominated = false;
     ATTENTION_BALANCER_UNROLL
     for (int k = 0; k < V; ++k) {
-      const Index at = (j * V + k) * n;
-      const S p = simd::load_aligned<S>(rows.weights + at) * simd::load_aligned<S>(rows.factor + k * n);
-      const S distance = simd::max(
-          zero, simd::fma(simd::load_aligned<S>(x.products + at), S(T(-2)),
-                          simd::load_aligned<S>(x.output_squares + k * n) + S(square)));
-      const S ratio = p / (one - p);
-      const S term = simd::load_aligned<S>(rows.u + k * n) * ratio * ratio * distance;
-      // A masked value may be anything: its p of 0 must not meet it. One at 1/2 or more is left to `dominant`.
-      sum = sum + simd::select(p == zero, zero, simd::select(p >= half, zero, term));
-      largest = simd::max(p, largest);
+      w[k] = simd::load_aligned<S>(rows.weights + (j * V + k) * n);
+      rest[k] = simd::fma(w[k], simd::load_aligned<S>(opposite + k * n), one);  // 1 - p
+      if constexpr (Peaked) {
+        const auto dominant = rest[k] <= half;
+        dominated = dominated || simd::any(dominant);
+        w[k] = simd::select(dominant, zero, w[k]);
+        rest[k] = simd::select(dominant, one, rest[k]);
+      }
     }
-    if (simd::any(largest >= half)) dominant(j);
+    // One division for all: each is in (1/2, 1].
+    S inverse[V];
+    if constexpr (V == 1) {
+      inverse[0] = one / rest[0];
+    } else if constexpr (V == 2) {
+      const S both = one / (rest[0] * rest[1]);
+      inverse[0] = both * rest[1];
+      inverse[1] = both * rest[0];
+    } else {
+      static_assert(V == 3);
+      const S first = rest[0] * rest[1], all = one / (first * rest[2]), second = all * rest[2];
+      inverse[0] = second * rest[1];
+      inverse[1] = second * rest[0];
+      inverse[2] = all * first;
+    }
+    S sum = zero;
+    ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < V; ++k) {
+      S distance = simd::max(zero, simd::load_aligned<S>(halves + k * n) + value_half -
+                                       simd::load_aligned<S>(x.products + (j * V + k) * n));
+      if constexpr (Guarded) distance = simd::select(w[k] == zero, zero, distance);
+      const S ratio = w[k] * inverse[k];
+      sum = simd::fma(ratio * ratio, simd::load_aligned<S>(twice + k * n) * distance, sum);
+    }
+    if constexpr (Peaked)
+      if (dominated) change[j] += change_without_dominant<T, V>(rows, x, j);
     return sum;
   };
   reduce_keys(keys, change, of_key, Add{});
+}
+
+template <Scalar T, int V>
+void add_leave_one_out(const WeightedRows<T>& rows, const LeaveOneOut<T>& x, bool peaked, bool finite, Index keys,
+                       T* change) noexcept {
+  alignas(64) T value_squares[leave_one_out_keys];
+  finite = square_values(x.values, x.value_stride, x.value_dim, keys, value_squares) && finite;
+  if (!finite)
+    add_changes<T, V, true, true>(rows, x, value_squares, keys, change);
+  else if (peaked)
+    add_changes<T, V, true, false>(rows, x, value_squares, keys, change);
+  else
+    add_changes<T, V, false, false>(rows, x, value_squares, keys, change);
 }
 
 ATTENTION_BALANCER_END_ISA

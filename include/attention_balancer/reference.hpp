@@ -88,8 +88,7 @@ class Observer {
  public:
   Observer(const Observation<double, Statistic>& observation, const Problem& problem)
       : evidence_(*observation.target), weights_(observation.weights), problem_(problem) {
-    if (const Index given = weights_.size(); given >= 0)
-      require_equal("QueryWeights::of number of weights", given, "q.length", problem.queries);
+    weights_.validate(problem.queries);
     EvidenceAccess::reshape(evidence_, problem.batch, problem.heads, problem.queries, problem.keys,
                             weights_.kind() != QueryWeights::Kind::none, Statistic);
   }
@@ -122,7 +121,7 @@ class Observer {
     } else {
       if (p == 0) return;
       const double ratio = std::min(p / (1 - p), 1 / std::numeric_limits<double>::epsilon());
-      statistic += u * ratio * ratio * change(j);
+      statistic += u * ratio * ratio * (Statistic == evidence::Kind::squared_odds ? 1.0 : change(j));
     }
   }
 

@@ -29,7 +29,8 @@ TEMPLATE_TEST_CASE("mass is conserved", "[evidence]", float, double) {
     std::vector<T> u;
     for (Index i = 0; i < queries; ++i) u.push_back(static_cast<T>(i % 5 == 0 ? 0 : random.unit() * 3));
     const std::vector<T> logits{T(0.5), T(-1), -std::numeric_limits<T>::infinity(), T(4)};
-    for (const auto& weights : {ab::QueryWeights::all(), ab::QueryWeights::last(9), ab::QueryWeights::of(u)}) {
+    for (const auto& weights : {ab::QueryWeights::all(), ab::QueryWeights::last(9), ab::QueryWeights::of(u),
+                                ab::QueryWeights::range(0, 1 + queries / 2), ab::QueryWeights::decayed(0.9)}) {
       table.begin(s.text() + " weights of kind " + std::to_string(static_cast<int>(weights.kind())));
       ab::Evidence<T> evidence;
       ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::mask::Causal{}, ab::normalize::Sink(logits),
@@ -56,7 +57,7 @@ TEMPLATE_TEST_CASE("mass is conserved", "[evidence]", float, double) {
             for (Index i = 0; i < queries; ++i)
               if (j <= i + keys - queries) seen += weights.template weight<double>(i, queries);
             exposure.compare(static_cast<double>(evidence.exposure(b, h)[static_cast<std::size_t>(j)]), seen,
-                             weights.size() < 0 ? 0 : 64 * eps * seen, j);
+                             weights.kind() < ab::QueryWeights::Kind::decayed ? 0 : 64 * eps * seen, j);
           }
         }
     }
@@ -107,6 +108,28 @@ TEMPLATE_TEST_CASE("query weights", "[evidence]", float, double) {
     observe(other, ab::QueryWeights::of(doubles));
     CHECK(support::same_bits(all, other));
   }
+  SECTION("a range, one query and a decay are the weights that they name") {
+    std::vector<double> given(100, 0.0);
+    std::fill(given.begin() + 20, given.begin() + 90, 1.0);
+    ab::Evidence<T> same;
+    observe(other, ab::QueryWeights::range(20, 90));
+    observe(same, ab::QueryWeights::of(given));
+    CHECK(support::same_bits(other, same));
+    observe(other, ab::QueryWeights::range(60, 100));
+    observe(same, ab::QueryWeights::last(40));
+    CHECK(support::same_bits(other, same));
+    std::fill(given.begin(), given.end(), 0.0);
+    given[7] = 1;
+    observe(other, ab::QueryWeights::only(7));
+    observe(same, ab::QueryWeights::of(given));
+    CHECK(support::same_bits(other, same));
+    for (std::size_t i = 0; i < 100; ++i) given[i] = std::pow(0.75, 99.0 - static_cast<double>(i));
+    observe(other, ab::QueryWeights::decayed(0.75));
+    observe(same, ab::QueryWeights::of(given));
+    CHECK(support::same_bits(other, same));
+    observe(other, ab::QueryWeights::decayed(1));
+    CHECK(support::same_bits(other, all));
+  }
   SECTION("last of none counts nothing, but has masses") {
     observe(other, ab::QueryWeights::last(0));
     CHECK(other.has_mass());
@@ -130,6 +153,14 @@ TEMPLATE_TEST_CASE("query weights", "[evidence]", float, double) {
   SECTION("bad weights") {
     using Catch::Matchers::ContainsSubstring;
     CHECK_THROWS_AS(ab::QueryWeights::last(-1), ab::InputError);
+    CHECK_THROWS_AS(ab::QueryWeights::range(-1, 4), ab::InputError);
+    CHECK_THROWS_AS(ab::QueryWeights::range(4, 4), ab::InputError);
+    CHECK_THROWS_AS(ab::QueryWeights::only(-1), ab::InputError);
+    for (const double bad : {0.0, -0.5, 1.5, std::nan("")})
+      CHECK_THROWS_WITH(ab::QueryWeights::decayed(bad), ContainsSubstring("(0, 1]"));
+    CHECK_THROWS_AS(observe(other, ab::QueryWeights::only(100)), ab::ShapeError);
+    CHECK_THROWS_WITH(observe(other, ab::QueryWeights::range(3, 101)), ContainsSubstring("q.length = 100"));
+    CHECK(other.batch() == 0);  // nothing was written
     for (const double bad : {-1.0, -1e-300, std::nan(""), HUGE_VAL}) {
       const std::vector<double> weights{1, 2, bad};
       CHECK_THROWS_WITH(ab::QueryWeights::of(weights), ContainsSubstring("weight 2"));

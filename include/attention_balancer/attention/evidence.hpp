@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -15,6 +16,37 @@
 #include "attention_balancer/core/types.hpp"
 
 namespace attention_balancer {
+
+namespace evidence {
+
+/// What is summed (or maximised) over the queries, per key j, of the probabilities p_ij.
+enum class Kind { mass, squares, maximum, leave_one_out, squared_odds };
+
+/// A statistic is named by a constant: evidence::mass, ...
+template <Kind K>
+struct Statistic {
+  static constexpr Kind kind = K;
+};
+
+/// sum_i u_i p_ij: the mass alone.
+inline constexpr Statistic<Kind::mass> mass{};
+
+/// sum_i u_i p_ij^2: the second moment. The mass beside it is the first, so that one call gives mean and variance over
+/// the queries: saliency::mean_and_variance (CAKE, arXiv 2503.12491).
+inline constexpr Statistic<Kind::squares> squares{};
+
+/// max_i u_i p_ij.
+inline constexpr Statistic<Kind::maximum> maximum{};
+
+/// sum_i u_i (p_ij / (1 - p_ij))^2: how far the other weights move if key j is dropped. p / (1 - p) is capped at
+/// 1 / epsilon.
+inline constexpr Statistic<Kind::squared_odds> squared_odds{};
+
+/// sum_i u_i (p_ij / (1 - p_ij))^2 |v_j - o_i|^2: the squared change of the output if key j were dropped, exactly. In
+/// units of the output, so comparable across heads. p / (1 - p) is capped at 1 / epsilon. Needs values and output.
+inline constexpr Statistic<Kind::leave_one_out> leave_one_out{};
+
+}  // namespace evidence
 
 namespace detail {
 struct EvidenceAccess;
@@ -36,6 +68,9 @@ class Evidence {
 
   /// [keys] sum over queries of u_i p_ij: the weighted attention that each key received.
   std::span<const T> mass(Index b, Index h) const { return row(mass_, b, h, has_mass_ ? keys_ : 0); }
+
+  /// Which statistic was asked for beside the mass; evidence::Kind::mass if none.
+  evidence::Kind statistic_kind() const noexcept { return kind_; }
 
   /// [keys] the statistic that was asked for beside the mass; the mass itself for evidence::mass.
   std::span<const T> statistic(Index b, Index h) const {
@@ -72,6 +107,7 @@ class Evidence {
 
   Index batch_ = 0, heads_ = 0, queries_ = 0, keys_ = 0;
   bool has_mass_ = false;
+  evidence::Kind kind_ = evidence::Kind::mass;
   std::vector<T> mass_, exposure_, statistic_, lse_, entropy_, sink_mass_;
   std::vector<Index> empty_rows_;
 };
@@ -79,7 +115,7 @@ class Evidence {
 /// Which queries count, and how much: the u of mass_j = sum_i u_i p_ij. The same for every head and batch item.
 class QueryWeights {
  public:
-  enum class Kind { all, last, given, none };
+  enum class Kind { all, last, range, decayed, given, none };
 
   /// Every query counts 1.
   static QueryWeights all() noexcept { return {}; }
@@ -90,6 +126,36 @@ class QueryWeights {
     QueryWeights w;
     w.kind_ = Kind::last;
     w.count_ = count;
+    return w;
+  }
+
+  /// The queries in [begin, end) count 1, the others 0. Throws InputError unless 0 <= begin < end; a call with fewer
+  /// than `end` queries throws ShapeError.
+  static QueryWeights range(Index begin, Index end) {
+    if (begin < 0) detail::fail<InputError>("QueryWeights::range begin", begin, "not be negative");
+    if (end <= begin)
+      detail::fail<InputError>("QueryWeights::range end", end, "be above begin = " + std::to_string(begin));
+    QueryWeights w;
+    w.kind_ = Kind::range;
+    w.begin_ = begin;
+    w.count_ = end;
+    return w;
+  }
+
+  /// One query counts 1, the others 0: only(0) is the CLS token of an encoder. Throws as range does.
+  static QueryWeights only(Index query) {
+    if (query < 0 || query == std::numeric_limits<Index>::max())
+      detail::fail<InputError>("QueryWeights::only query", query, "be the index of a query");
+    return range(query, query + 1);
+  }
+
+  /// Query i of Nq counts decay^(Nq - 1 - i): the last one 1, older ones less. Throws InputError unless decay is in
+  /// (0, 1].
+  static QueryWeights decayed(double decay) {
+    if (!(decay > 0 && decay <= 1)) detail::fail<InputError>("QueryWeights::decayed decay", decay, "be in (0, 1]");
+    QueryWeights w;
+    w.kind_ = Kind::decayed;
+    w.decay_ = decay;
     return w;
   }
 
@@ -113,6 +179,15 @@ class QueryWeights {
   /// Number of weights given with of(); -1 for the other kinds, which fit any number of queries.
   Index size() const noexcept { return kind_ == Kind::given ? count_ : -1; }
 
+  /// Throws ShapeError unless the weights fit a call with this number of queries.
+  void validate(Index queries) const {
+    if (kind_ == Kind::given && count_ != queries)
+      detail::fail<ShapeError>("QueryWeights::of number of weights", count_,
+                               "equal q.length = " + std::to_string(queries));
+    if (kind_ == Kind::range && count_ > queries)
+      detail::fail<ShapeError>("QueryWeights::range end", count_, "be at most q.length = " + std::to_string(queries));
+  }
+
   /// What of() borrows, and its number of bytes; null for the other kinds.
   std::pair<const void*, std::size_t> borrowed() const noexcept {
     const auto n = static_cast<std::size_t>(kind_ == Kind::given ? count_ : 0);
@@ -122,10 +197,12 @@ class QueryWeights {
 
   /// u of query i of `queries`.
   template <class T>
-  T weight(Index i, Index queries) const noexcept {
+  ATTENTION_BALANCER_INLINE T weight(Index i, Index queries) const noexcept {  // in the kernels, so no shared symbol
     switch (kind_) {
       case Kind::all: return T(1);
       case Kind::last: return T(i >= queries - count_ ? 1 : 0);
+      case Kind::range: return T(i >= begin_ && i < count_ ? 1 : 0);
+      case Kind::decayed: return static_cast<T>(std::pow(decay_, static_cast<double>(queries - 1 - i)));
       case Kind::given: return doubles_ ? static_cast<T>(doubles_[i]) : static_cast<T>(floats_[i]);
       case Kind::none: break;
     }
@@ -148,36 +225,11 @@ class QueryWeights {
   }
 
   Kind kind_ = Kind::all;
-  Index count_ = 0;
+  Index count_ = 0, begin_ = 0;  // of range: its end and its begin
+  double decay_ = 1;
   const double* doubles_ = nullptr;
   const float* floats_ = nullptr;
 };
-
-namespace evidence {
-
-/// What is summed (or maximised) over the queries, per key j, of the probabilities p_ij.
-enum class Kind { mass, squares, maximum, leave_one_out };
-
-/// A statistic is named by a constant: evidence::mass, ...
-template <Kind K>
-struct Statistic {
-  static constexpr Kind kind = K;
-};
-
-/// sum_i u_i p_ij: the mass alone.
-inline constexpr Statistic<Kind::mass> mass{};
-
-/// sum_i u_i p_ij^2: the second moment, for the variance over queries (CAKE, arXiv 2503.12491).
-inline constexpr Statistic<Kind::squares> squares{};
-
-/// max_i u_i p_ij.
-inline constexpr Statistic<Kind::maximum> maximum{};
-
-/// sum_i u_i (p_ij / (1 - p_ij))^2 |v_j - o_i|^2: the squared change of the output if key j were dropped, exactly. In
-/// units of the output, so comparable across heads. p / (1 - p) is capped at 1 / epsilon. Needs values and output.
-inline constexpr Statistic<Kind::leave_one_out> leave_one_out{};
-
-}  // namespace evidence
 
 /// A policy for `attention`: write what was observed into `target`.
 template <Scalar T, evidence::Kind Statistic>
@@ -223,6 +275,7 @@ struct EvidenceAccess {
     e.sink_mass_.assign(rows, T(0));
     e.empty_rows_.assign(rows, 0);
     e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
+    e.kind_ = statistic;
   }
 
   /// Whether `bytes` bytes from `address` on share memory with what reshape overwrites.

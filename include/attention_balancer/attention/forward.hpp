@@ -178,8 +178,7 @@ void run_attention(Call<T>& call, P&... policies) {
     evidence = observation.target;
     call.weights = observation.weights;
     call.statistic = observation.statistic;
-    if (const Index given = call.weights.size(); given >= 0)
-      require_equal("QueryWeights::of number of weights", given, "q.length", call.problem.queries);
+    call.weights.validate(call.problem.queries);
     const auto [weights, bytes] = call.weights.borrowed();
     if (EvidenceAccess::holds(*evidence, weights, bytes))
       fail<ShapeError>("QueryWeights::of", "in the memory of the evidence",

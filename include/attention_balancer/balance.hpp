@@ -4,6 +4,9 @@
 
 #include "attention_balancer/allocate/apportion.hpp"
 #include "attention_balancer/allocate/concepts.hpp"
+#include "attention_balancer/allocate/nested.hpp"
+#include "attention_balancer/allocate/select.hpp"
+#include "attention_balancer/allocate/selection.hpp"
 #include "attention_balancer/allocate/shares.hpp"
 #include "attention_balancer/attention/evidence.hpp"
 #include "attention_balancer/balancer/feedback.hpp"

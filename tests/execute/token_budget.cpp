@@ -62,8 +62,8 @@ TEMPLATE_TEST_CASE("pins are kept and count", "", float, double) {
   CHECK(kept(execute::token_budget(scores, 2, {.pins = pins})) == Indices{1, 5});
   CHECK_THROWS_AS(execute::token_budget(scores, 2, {0, 1, 2}), ab::BudgetError);
   CHECK_THROWS_WITH(execute::token_budget(scores, 2, {0, 1, 2}),
-                    "number of pins is 3, but must not exceed the token budget 2");
-  CHECK_THROWS_WITH(execute::token_budget(scores, 2, {6}), "pin is 6, but must be in [0, tokens = 6)");
+                    "number of pins is 3, but must not exceed the budget 2");
+  CHECK_THROWS_WITH(execute::token_budget(scores, 2, {6}), "pin is 6, but must be in [0, items = 6)");
   CHECK_THROWS_AS(execute::token_budget(scores, 2, {-1}), ab::InputError);
 }
 
@@ -92,9 +92,9 @@ TEMPLATE_TEST_CASE("keeping nothing must be meant", "", float, double) {
   CHECK(execute::token_budget(scores, 2, {.eligible = mask, .allow_empty = true}).size() == 0);
   CHECK(execute::token_budget(none, 2, {.allow_empty = true}).size() == 0);
   CHECK_THROWS_WITH(execute::token_budget(scores, 0, {0}),
-                    "number of pins is 1, but must not exceed the token budget 0");
+                    "number of pins is 1, but must not exceed the budget 0");
   CHECK_THROWS_WITH(execute::token_budget(scores, -1, {.allow_empty = true}),
-                    "token budget is -1, but must not be negative");
+                    "budget is -1, but must not be negative");
 }
 
 TEMPLATE_TEST_CASE("a NaN score is named", "", float, double) {
@@ -108,7 +108,7 @@ TEST_CASE("a plan of the caller's own is checked") {
   CHECK_THROWS_AS(execute::TokenPlan(5, {2, 0}), ab::InputError);
   CHECK_THROWS_AS(execute::TokenPlan(5, {2, 2}), ab::InputError);
   CHECK_THROWS_AS(execute::TokenPlan(5, {-1, 2}), ab::InputError);
-  CHECK_THROWS_WITH(execute::TokenPlan(5, {1, 5}), "kept token 1 is 5, but must ascend strictly and be in [2, 5)");
+  CHECK_THROWS_WITH(execute::TokenPlan(5, {1, 5}), "kept item 1 is 5, but must ascend strictly and be in [2, 5)");
   CHECK_THROWS_AS(execute::TokenPlan(-1, {}), ab::InputError);
 }
 

@@ -1,4 +1,4 @@
-// "Select" and "Ties" of the list "What must hold", on what exists of it: token_budget.
+// "Select" and "Ties" of the list "What must hold". token_budget is top_k, and is tested as that.
 #include <algorithm>
 #include <random>
 

@@ -123,16 +123,16 @@ inline Index award_worth(std::span<Seat> seats, double price, Index most) noexce
   return awarded;
 }
 
-/// Awards `total` units by Sainte-Lague within the bounds, in O(n log n); sum of lower <= total <= sum of upper. One
-/// by one would take `total` steps. A price above which no more than n are left to award is bisected for, over the
-/// bits of a double, which are ordered as positive doubles are: 63 steps at most, and few as a rule, because the
-/// first guess is the price at which the quotas are met. A heap awards the rest.
+/// Awards `total` units by Sainte-Lague within the bounds, in O(n log n); sum of lower <= total <= sum of upper.
+/// One by one would take `total` steps. A price above which no more than n are left to award is bisected for, over
+/// the bits of a double, which are ordered as positive doubles are: 63 steps at most, and few as a rule, because
+/// the first guess is the price at which the quotas are met. A heap awards the rest.
 inline void award(std::span<Seat> seats, Index total) {
   const auto enough = static_cast<Index>(seats.size());
   Sum weights;
   for (const auto& seat : seats) weights.add(seat.weight * 0x1p-64);  // their sum may overflow
   double guess = weights.value() / std::max(1.0, static_cast<double>(total)) * 0x1p64;
-  std::uint64_t above = 0;                                                                  // too many are worth this
+  std::uint64_t above = 0;  // too many are worth this
   std::uint64_t below = std::bit_cast<std::uint64_t>(std::numeric_limits<double>::infinity());  // not too many
   Index left = -1;
   for (bool first = true;; first = false) {

@@ -62,6 +62,84 @@ TEMPLATE_TEST_CASE("saliency::statistic is what was observed beside the mass, or
   CHECK(ab::saliency::statistic(evidence, ab::Head{0}) == V{1, 2});
 }
 
+TEMPLATE_TEST_CASE("heads can be summed, left alone, or reduced within the groups of a KV head", "", float, double) {
+  using V = std::vector<TestType>;
+  ab::Evidence<TestType> evidence;
+  EvidenceAccess::reshape(evidence, 2, 4, 3, 2, true, Kind::mass);
+  for (ab::Index row = 0; row < 8; ++row)
+    for (const ab::Index j : {0, 1}) EvidenceAccess::mass(evidence, row)[j] = TestType(10 * row + j);
+  CHECK(ab::saliency::mass(evidence, ab::Heads::sum, 1) == V{220, 224});
+  const auto each = ab::saliency::mass(evidence, ab::EachHead{}, 1);
+  REQUIRE(each.rows() == 4);
+  REQUIRE(each.length() == 2);
+  for (const ab::Index h : {0, 1, 2, 3}) CHECK(V(each[h].begin(), each[h].end()) == ab::saliency::mass(evidence, ab::Head{h}, 1));
+  const auto values = [](const auto& rows) { return V(rows.values().begin(), rows.values().end()); };
+  CHECK(values(ab::saliency::mass(evidence, ab::KvHeads{2})) == V{5, 6, 25, 26});
+  CHECK(values(ab::saliency::mass(evidence, ab::KvHeads{2, ab::Heads::max})) == V{10, 11, 30, 31});
+  CHECK(values(ab::saliency::mass(evidence, ab::KvHeads{2, ab::Heads::sum})) == V{10, 12, 50, 52});
+  CHECK(ab::saliency::mass(evidence, ab::KvHeads{4}, 1) == each);
+  CHECK(values(ab::saliency::mass(evidence, ab::KvHeads{1})) == ab::saliency::mass(evidence));
+  CHECK(ab::saliency::reduce(each, ab::KvHeads{2}) == ab::saliency::mass(evidence, ab::KvHeads{2}, 1));
+  CHECK(ab::saliency::reduce(each, ab::Heads::max) == ab::saliency::mass(evidence, ab::Heads::max, 1));
+  for (const ab::Index count : {0, 3, -1, 8})
+    CHECK_THROWS_AS(ab::saliency::mass(evidence, ab::KvHeads{count}), ab::ShapeError);
+  CHECK_THROWS_AS(each[4], ab::ShapeError);
+  CHECK_THROWS_AS(each[-1], ab::ShapeError);
+  CHECK_THROWS_AS(ab::saliency::Rows<TestType>(-1, 2), ab::ShapeError);
+}
+
+TEMPLATE_TEST_CASE("a maximum over negative numbers is one of them", "", float, double) {
+  ab::saliency::Rows<TestType> rows(2, 1);
+  rows[0][0] = -3;
+  rows[1][0] = -2;
+  CHECK(ab::saliency::reduce(rows, ab::Heads::max) == std::vector<TestType>{-2});
+}
+
+TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float, double) {
+  // Two heads; the weights p_ij of three queries on two keys, and a third key that nobody sees.
+  const double p[2][3][2] = {{{0.5, 0.1}, {0.5, 0.4}, {0.5, 0.7}}, {{0.2, 0.8}, {0.3, 0.7}, {1, 0}}};
+  ab::Evidence<TestType> evidence;
+  EvidenceAccess::reshape(evidence, 1, 2, 3, 3, true, Kind::squares);
+  for (const ab::Index h : {0, 1})
+    for (const ab::Index j : {0, 1})
+      for (const auto& row : p[h]) {
+        EvidenceAccess::mass(evidence, h)[j] += TestType(row[j]);
+        EvidenceAccess::statistic(evidence, h)[j] += TestType(row[j] * row[j]);
+        EvidenceAccess::exposure(evidence, h)[j] += 1;
+      }
+  const double mean[2][2] = {{0.5, 0.4}, {0.5, 0.5}}, variance[2][2] = {{0, 0.06}, {0.38 / 3, 0.38 / 3}};
+  for (const ab::Index h : {0, 1}) {
+    const auto both = ab::saliency::mean_and_variance(evidence, 10, ab::Head{h});
+    const auto alone = ab::saliency::variance(evidence, ab::Head{h});
+    for (const std::size_t j : {0, 1}) {
+      CHECK(alone[j] == Approx(variance[h][j]).margin(1e-6));
+      CHECK(both[j] == Approx(mean[h][j] + 10 * variance[h][j]));
+      CHECK(alone[j] >= 0);
+    }
+    CHECK(both[2] == 0);
+  }
+  CHECK(ab::saliency::variance(evidence)[1] == Approx((0.06 + 0.38 / 3) / 2));
+  for (const double gamma : {-1.0, std::nan(""), HUGE_VAL})
+    CHECK_THROWS_AS(ab::saliency::mean_and_variance(evidence, gamma), ab::InputError);
+  CHECK_THROWS_AS(ab::saliency::leave_one_out(evidence), ab::InputError);
+  CHECK_THROWS_WITH(ab::saliency::variance(sample<TestType>()), Catch::Matchers::ContainsSubstring("evidence::squares"));
+  EvidenceAccess::reshape(evidence, 1, 2, 3, 2, true, Kind::leave_one_out);
+  for (const ab::Index h : {0, 1}) EvidenceAccess::statistic(evidence, h)[0] = TestType(h + 1);
+  CHECK(ab::saliency::leave_one_out(evidence) == std::vector<TestType>{3, 0});
+  CHECK(ab::saliency::leave_one_out(evidence, ab::Heads::max) == std::vector<TestType>{2, 0});
+}
+
+TEMPLATE_TEST_CASE("entropy is one number per query, and needs no mass", "", float, double) {
+  ab::Evidence<TestType> evidence;
+  EvidenceAccess::reshape(evidence, 1, 2, 3, 5, false, Kind::mass);
+  for (const ab::Index h : {0, 1})
+    for (const ab::Index i : {0, 1, 2}) EvidenceAccess::entropy(evidence, h)[i] = TestType(h + i);
+  CHECK(ab::saliency::entropy(evidence) == std::vector<TestType>{0.5, 1.5, 2.5});
+  CHECK(ab::saliency::entropy(evidence, ab::Head{1}) == std::vector<TestType>{1, 2, 3});
+  CHECK_THROWS_AS(ab::saliency::entropy(ab::Evidence<TestType>{}), ab::InputError);
+  CHECK_THROWS_AS(ab::saliency::entropy(evidence, ab::Heads::mean, 1), ab::ShapeError);
+}
+
 TEMPLATE_TEST_CASE("a NaN mass is not hidden by a reduction", "", float, double) {
   for (const ab::Index row : {0, 1}) {
     auto evidence = sample<TestType>();

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "attention_balancer/attention/forward.hpp"
+#include "attention_balancer/attention/gradients.hpp"
 
 namespace attention_balancer::reference {
 ATTENTION_BALANCER_BEGIN_ISA
@@ -147,6 +148,52 @@ auto observer(const Problem& problem, P&... policies) {
   }
 }
 
+/// The gradient of a score before modifier I and all after it, from that after the last one; what the score gives to the
+/// gradients of the modifiers' parameters is added to their targets.
+template <std::size_t I = 0, class Set>
+double pull_back(const Set& set, double before, double gradient, const Site<double>& site, Index i, Index j) {
+  if constexpr (I == std::tuple_size_v<decltype(set.modifiers)>) {
+    return gradient;
+  } else {
+    const auto& modifier = std::get<I>(set.modifiers);
+    const double after = modifier(before, site);
+    gradient = pull_back<I + 1>(set, after, gradient, site, i, j);
+    if constexpr (requires { modifier.target(); }) {
+      const auto& x = modifier.target();
+      x(x.batch == 1 ? 0 : site.batch, x.heads == 1 ? 0 : site.head, x.length == 1 ? 0 : i, x.dim == 1 ? 0 : j) +=
+          modifier.parameter_gradient(before, gradient, site);
+    }
+    return modifier.pullback(before, gradient, site);
+  }
+}
+
+/// The element that belongs to batch item b, head h and position i in the evidence gradient of a kind; 0 without one.
+template <PolicyKind Kind, class... P>
+double evidence_gradient(Index b, Index h, Index i, const P&... policies) {
+  if constexpr (count_of<Kind, double, const P...> > 0) {
+    const auto& x = find_policy<Kind, double>(policies...).view();
+    return static_cast<double>(x(x.batch == 1 ? 0 : b, x.heads == 1 ? 0 : h, 0, i));
+  } else {
+    return 0;
+  }
+}
+
+template <class... P>
+double mass_weight(Index i, const Problem& problem, const P&... policies) {
+  if constexpr (count_of<PolicyKind::mass_gradient, double, const P...> > 0)
+    return find_policy<PolicyKind::mass_gradient, double>(policies...).weights().template weight<double>(i, problem.queries);
+  else
+    return 0;
+}
+
+template <class X>
+void set_to_zero(const X& view) {
+  for (Index b = 0; b < view.batch; ++b)
+    for (Index h = 0; h < view.heads; ++h)
+      for (Index i = 0; i < view.length; ++i)
+        for (Index c = 0; c < view.dim; ++c) view(b, h, i, c) = 0;
+}
+
 }  // namespace detail
 
 /// As attention_balancer::attention, in double whatever the scalars of the views are; it writes Evidence<double>.
@@ -188,6 +235,77 @@ void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... p
   auto observer = detail::observer(problem, policies...);
   auto visit = [&](Index b, Index h, Index, Index i, const auto& seen, const detail::Row& row) {
     observer.add(b, h, i, seen, row, [](Index) { return 0.0; });
+  };
+  detail::for_each_row(problem, q, k, visit, policies...);
+}
+
+/// The gradients that attention_balancer::attention_backward computes, with the same policies, from the definition: the
+/// forward pass is repeated, so that neither its output nor its lse is needed.
+template <class Q, class K, class V, class DO, class DQ, class DK, class DV, class... P>
+void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v,
+                        const TensorView<DO>& dout, const TensorView<DQ>& dq, const TensorView<DK>& dk,
+                        const TensorView<DV>& dv, P&&... policies) {
+  using detail::PolicyKind;
+  Problem problem = detail::check_queries_and_keys(detail::layout("q", q), detail::layout("k", k));
+  detail::check_values(problem, detail::layout("v", v));
+  (detail::validate_policy(policies, problem), ...);
+  detail::set_to_zero(dq), detail::set_to_zero(dk), detail::set_to_zero(dv);
+  auto clear = [](const auto& policy) {
+    if constexpr (requires { policy.target(); }) detail::set_to_zero(policy.target());
+  };
+  (clear(policies), ...);
+  const auto set = detail::collect_policies<double>(policies...);
+  const double scale = detail::scale_of<double>(problem, policies...);
+
+  auto visit = [&](Index b, Index h, Index kv, Index i, const auto&, const detail::Row& row) {
+    if (row.lse == -std::numeric_limits<double>::infinity()) return;
+    const double of_lse = detail::evidence_gradient<PolicyKind::lse_gradient>(b, h, i, policies...);
+    const double of_entropy = detail::evidence_gradient<PolicyKind::entropy_gradient>(b, h, i, policies...);
+    const double u = detail::mass_weight(i, problem, policies...);
+    // dL/dp of each key and of the sink; d entropy / dp = -log p - 1, whose 1 makes no difference after the softmax.
+    auto log_p = [](double p) { return p == 0 ? 0.0 : std::log(p); };
+    Eigen::VectorXd dp = Eigen::VectorXd::Zero(problem.keys);
+    double delta = -of_lse;
+    for (Index j = 0; j < problem.keys; ++j) {
+      if (row.masked[j]) continue;
+      for (Index c = 0; c < problem.value_dim; ++c)
+        dp[j] += static_cast<double>(dout(b, h, i, c)) * static_cast<double>(v(b, kv, j, c));
+      dp[j] += u * detail::evidence_gradient<PolicyKind::mass_gradient>(b, h, j, policies...) - of_entropy * log_p(row.p[j]);
+      delta += row.p[j] * dp[j];
+    }
+    const double dp_sink = -of_entropy * log_p(row.p_sink);
+    delta += row.p_sink * dp_sink;
+
+    for (Index j = 0; j < problem.keys; ++j) {
+      if (row.masked[j]) continue;
+      double dot = 0;
+      for (Index c = 0; c < problem.dim; ++c)
+        dot += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, kv, j, c));
+      const auto site = Site<double>::along_queries(b, h, problem, i, j);
+      const double ds = detail::pull_back(set, scale * dot, row.p[j] * (dp[j] - delta), site, i, j);
+      for (Index c = 0; c < problem.dim; ++c) {
+        dq(b, h, i, c) += static_cast<DQ>(ds * scale * static_cast<double>(k(b, kv, j, c)));
+        dk(b, kv, j, c) += static_cast<DK>(ds * scale * static_cast<double>(q(b, h, i, c)));
+      }
+      for (Index c = 0; c < problem.value_dim; ++c)
+        dv(b, kv, j, c) += static_cast<DV>(row.p[j] * static_cast<double>(dout(b, h, i, c)));
+      auto add_to_scale = [&](const auto& policy) {
+        using Policy = std::remove_cvref_t<decltype(policy)>;
+        if constexpr (detail::kind_of<double, Policy> == PolicyKind::scale && requires { policy.target(); }) {
+          const auto& x = policy.target();
+          x(x.batch == 1 ? 0 : b, x.heads == 1 ? 0 : h, 0, 0) += ds * dot * (scale / static_cast<double>(policy.factor));
+        }
+      };
+      (add_to_scale(policies), ...);
+    }
+    auto add_to_sink = [&](const auto& policy) {
+      using Policy = std::remove_cvref_t<decltype(policy)>;
+      if constexpr (detail::kind_of<double, Policy> == PolicyKind::sink && requires { policy.target(); }) {
+        const auto& x = policy.target();
+        x(x.batch == 1 ? 0 : b, x.heads == 1 ? 0 : h, 0, 0) += row.p_sink * (dp_sink - delta);
+      }
+    };
+    (add_to_sink(policies), ...);
   };
   detail::for_each_row(problem, q, k, visit, policies...);
 }

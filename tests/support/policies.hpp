@@ -2,6 +2,7 @@
 // Every mask and score modifier of the library in one call, each of which a case may leave out: tables of
 // combinations then cost the compiler one instantiation, not one per combination.
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -41,6 +42,14 @@ struct MaybeModifier {
   template <class S>
   S operator()(const S& score, const ab::Site<S>& site) const {
     return modifier ? (*modifier)(score, site) : score;
+  }
+  template <class S>
+  S pullback(const S& score, const S& gradient, const ab::Site<S>& site) const {
+    return modifier ? modifier->pullback(score, gradient, site) : gradient;
+  }
+  template <class S>
+  S parameter_gradient(const S& score, const S& gradient, const ab::Site<S>& site) const {
+    return modifier ? modifier->parameter_gradient(score, gradient, site) : S(ab::simd::scalar_of<S>(0));
   }
 };
 
@@ -147,6 +156,20 @@ class PolicySet {
       window_, lengths_, boolean_, blocks_, ab::normalize::Sink(logits_));
   }
 
+  /// f(policies...) with a target for the gradient of each parameter.
+  template <class Targets, class F>
+  void apply_with(const Targets& to, F f) const {
+    const double scale = 1 / std::sqrt(static_cast<double>(shape_.dim));
+    f(ab::gradient(ab::score::Scale<T>{factor_ != T(0) ? factor_ : static_cast<T>(scale)}, to.scale.view()),
+      ab::gradient(softcap_, to.softcap.view()), ab::gradient(alibi_, to.alibi.view()), ab::gradient(bias_, to.bias.view()),
+      ab::gradient(key_bias_, to.key_bias.view()), causal_, window_, lengths_, boolean_, blocks_,
+      ab::gradient(ab::normalize::Sink(logits_), to.sink.view()));
+  }
+
+  /// Sizes of the bias, or of the key bias; ones without it.
+  std::array<Index, 4> bias_sizes() const { return sizes_of(bias_values_); }
+  std::array<Index, 4> key_bias_sizes() const { return sizes_of(key_bias_values_); }
+
   void check(Table& table, const Inputs<T>& in, Layout out, const ab::QueryWeights& weights) const {
     apply([&](auto&&... policies) {
       support::check(table, name, shape_, in, out, weights, magnitudes, policies...);
@@ -156,6 +179,10 @@ class PolicySet {
   const Shape& shape() const { return shape_; }
 
  private:
+  static std::array<Index, 4> sizes_of(const std::optional<Tensor<T>>& x) {
+    if (!x) return {1, 1, 1, 1};
+    return {x->view().batch, x->view().heads, x->view().length, x->view().dim};
+  }
   static std::string axes(bool b, bool h, bool i, bool j) {
     return std::string(b ? "B" : "1") + (h ? "H" : "1") + (i ? "N" : "1") + (j ? "N" : "1");
   }

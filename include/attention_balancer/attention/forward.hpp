@@ -151,14 +151,9 @@ Index concurrency_of(const E& executor) {
     return std::max(Index(1), static_cast<Index>(std::thread::hardware_concurrency()));
 }
 
-/// Everything after the shape checks: `call` has its tensors and problem, the policies bring the rest.
+/// The scale and the sink of the policies. Throws InputError if they are not numbers of T.
 template <Scalar T, class... P>
-void run_attention(Call<T>& call, P&... policies) {
-  check_positions(call.problem, std::numeric_limits<T>::digits);
-  (validate_policy(policies, call.problem), ...);
-
-  const auto set = collect_policies<T>(policies...);
-  call.policies = policy_calls<T>(set);
+void take_scale_and_sink(Call<T>& call, P&... policies) {
   call.scale = scale_of<T>(call.problem, policies...);
   if (!std::isfinite(call.scale)) fail<InputError>("score::Scale factor", call.scale, "be finite in the tensors' scalar");
   if constexpr (count_of<PolicyKind::sink, T, P...> > 0) {
@@ -171,6 +166,36 @@ void run_attention(Call<T>& call, P&... policies) {
                          "be finite in the tensors' scalar, or -inf");
     call.sink_logit = [](const void* s, Index head) { return static_cast<T>(static_cast<const Sink*>(s)->logit(head)); };
   }
+}
+
+/// run(workspace, executor, concurrency) with those of the policies, or those that stand in for them.
+template <Scalar T, class Run, class... P>
+void with_executor_and_workspace(Run run, P&... policies) {
+  auto with = [&](Workspace& workspace) {
+    if constexpr (count_of<PolicyKind::executor, T, P...> > 0) {
+      const auto& executor = find_policy<PolicyKind::executor, T>(policies...);
+      run(workspace, executor, concurrency_of(executor));
+    } else {
+      run(workspace, executor::Sequential{}, Index(1));
+    }
+  };
+  if constexpr (count_of<PolicyKind::workspace, T, P...> > 0) {
+    with(find_policy<PolicyKind::workspace, T>(policies...));
+  } else {
+    Workspace own;
+    with(own);
+  }
+}
+
+/// Everything after the shape checks: `call` has its tensors and problem, the policies bring the rest.
+template <Scalar T, class... P>
+void run_attention(Call<T>& call, P&... policies) {
+  check_positions(call.problem, std::numeric_limits<T>::digits);
+  (validate_policy(policies, call.problem), ...);
+
+  const auto set = collect_policies<T>(policies...);
+  call.policies = policy_calls<T>(set);
+  take_scale_and_sink(call, policies...);
 
   Evidence<T>* evidence = nullptr;
   if constexpr (count_of<PolicyKind::observation, T, P...> > 0) {
@@ -186,20 +211,11 @@ void run_attention(Call<T>& call, P&... policies) {
   }
   (check_borrowed(policies, call.out, evidence), ...);
 
-  auto run = [&](Workspace& workspace) {
-    if constexpr (count_of<PolicyKind::executor, T, P...> > 0) {
-      const auto& executor = find_policy<PolicyKind::executor, T>(policies...);
-      Worker<T>(call, evidence, workspace, concurrency_of(executor)).run(executor);
-    } else {
-      Worker<T>(call, evidence, workspace, 1).run(executor::Sequential{});
-    }
-  };
-  if constexpr (count_of<PolicyKind::workspace, T, P...> > 0) {
-    run(find_policy<PolicyKind::workspace, T>(policies...));
-  } else {
-    Workspace own;
-    run(own);
-  }
+  with_executor_and_workspace<T>(
+      [&](Workspace& workspace, const auto& executor, Index concurrency) {
+        Worker<T>(call, evidence, workspace, concurrency).run(executor);
+      },
+      policies...);
 }
 
 ATTENTION_BALANCER_END_ISA

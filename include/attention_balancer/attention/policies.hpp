@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/gradients.hpp"
 #include "attention_balancer/core/workspace.hpp"
 #include "attention_balancer/executor/sequential.hpp"
 #include "attention_balancer/mask/masks.hpp"
@@ -15,16 +16,27 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-enum class PolicyKind { unknown, scale, modifier, mask, softmax, sink, executor, observation, workspace };
+enum class PolicyKind {
+  unknown, scale, modifier, mask, softmax, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
+  mass_gradient
+};
 
 template <class>
 inline constexpr bool is_scale = false;
 template <class N>
 inline constexpr bool is_scale<score::Scale<N>> = true;
+template <class N, class T>
+inline constexpr bool is_scale<Gradient<score::Scale<N>, T>> = true;
 template <class>
 inline constexpr bool is_sink = false;
 template <class N>
 inline constexpr bool is_sink<normalize::Sink<N>> = true;
+template <class N, class T>
+inline constexpr bool is_sink<Gradient<normalize::Sink<N>, T>> = true;
+template <class, template <class> class>
+inline constexpr bool is_of = false;
+template <class T, template <class> class Template>
+inline constexpr bool is_of<Template<T>, Template> = true;
 
 /// What P (without reference) is to a call on tensors of T.
 template <class T, class P>
@@ -36,6 +48,12 @@ consteval PolicyKind policy_kind() {
     return PolicyKind::sink;
   else if constexpr (is_observation<Policy>)
     return PolicyKind::observation;
+  else if constexpr (is_of<Policy, evidence::LseGradient>)
+    return PolicyKind::lse_gradient;
+  else if constexpr (is_of<Policy, evidence::EntropyGradient>)
+    return PolicyKind::entropy_gradient;
+  else if constexpr (is_of<Policy, evidence::MassGradient>)
+    return PolicyKind::mass_gradient;
   else if constexpr (std::is_same_v<Policy, Workspace>)
     return PolicyKind::workspace;
   else if constexpr (std::is_same_v<Policy, normalize::Softmax>)
@@ -68,9 +86,9 @@ inline constexpr bool needs_values = false;
 template <class T>
 inline constexpr bool needs_values<Observation<T, evidence::Kind::leave_one_out>> = true;
 
-/// Whether the policies can be used together on tensors of T; says why not.
+/// Whether the policies can be used together on tensors of T, forward or backward; says why not.
 template <class T, class... P>
-consteval bool policies_fit() {
+consteval bool any_policies_fit() {
   constexpr bool known = count_of<PolicyKind::unknown, T, P...> == 0;
   static_assert(known,
                 "attention_balancer: an argument after the tensors is no policy: it is no score modifier and no mask "
@@ -88,6 +106,19 @@ consteval bool policies_fit() {
   constexpr bool lvalue = ((kind_of<T, P> != PolicyKind::workspace || std::is_same_v<P, Workspace&>) && ...);
   static_assert(lvalue, "attention_balancer: pass the Workspace as an lvalue, so that the next call can use it again");
   return known && observations && scalars && sinks && executors && workspaces && lvalue;
+}
+
+template <class T, class... P>
+inline constexpr int count_of_gradients = count_of<PolicyKind::lse_gradient, T, P...> +
+                                          count_of<PolicyKind::entropy_gradient, T, P...> +
+                                          count_of<PolicyKind::mass_gradient, T, P...>;
+
+/// The same for a forward call.
+template <class T, class... P>
+consteval bool policies_fit() {
+  constexpr bool forward = count_of_gradients<T, P...> == 0;
+  static_assert(forward, "attention_balancer: gradients of the evidence belong to attention_backward");
+  return any_policies_fit<T, P...>() && forward;
 }
 
 /// The first policy of a kind; there must be one.

@@ -86,6 +86,9 @@ class Site {
 /// A score modifier changes a logit: pure, must not throw. Called with scalars and with packs.
 /// It may have `void validate(const Problem&) const`, which throws if it does not fit the call, and
 /// `void borrowed(F f) const`, which calls f(detail::Layout) for memory that the call must not overwrite.
+/// To be trained with, it has `S pullback(S before, S d_after, Site<S>) const`: the gradient of the loss with respect to
+/// the score that it was given, from that with respect to the score that it returned; and, if its own parameters learn,
+/// `S parameter_gradient(S before, S d_after, Site<S>) const`: what this score adds to the gradient of the parameter.
 template <class M, class T>
 concept ScoreModifier = requires(const M& m, T score, simd::Pack<T> scores, const Site<T>& site,
                                  const Site<simd::Pack<T>>& sites) {

@@ -70,6 +70,22 @@ struct Softcap {
     if (cap == T(0)) return score;
     return S(static_cast<scalar>(cap)) * simd::tanh(score * S(scalar(1) / static_cast<scalar>(cap)));
   }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S pullback(const S& score, const S& gradient, const Site<S>&) const {
+    using scalar = simd::scalar_of<S>;
+    if (cap == T(0)) return gradient;
+    const S t = simd::tanh(score * S(scalar(1) / static_cast<scalar>(cap)));
+    return gradient * (S(scalar(1)) - t * t);
+  }
+  /// Of the cap: tanh(x) - x (1 - tanh(x)^2) for x = score / cap; 0 where the cap is off.
+  template <class S>
+  ATTENTION_BALANCER_INLINE S parameter_gradient(const S& score, const S& gradient, const Site<S>&) const {
+    using scalar = simd::scalar_of<S>;
+    if (cap == T(0)) return S(scalar(0));
+    const S x = score * S(scalar(1) / static_cast<scalar>(cap)), t = simd::tanh(x), slope = S(scalar(1)) - t * t;
+    // Of an infinite score too the slope is 0.
+    return gradient * (t - simd::select(slope == S(scalar(0)), S(scalar(0)), x * slope));
+  }
 };
 template <class N>
 Softcap(N) -> Softcap<detail::number<N>>;
@@ -101,6 +117,16 @@ class Alibi {
     const S slope(static_cast<scalar>(slopes_[static_cast<std::size_t>(site.head)]));
     const S offset(static_cast<scalar>(site.keys - site.queries));
     return score - slope * simd::abs(site.query() + offset - site.key());
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S pullback(const S&, const S& gradient, const Site<S>&) const {
+    return gradient;
+  }
+  /// Of the slope of the head.
+  template <class S>
+  ATTENTION_BALANCER_INLINE S parameter_gradient(const S&, const S& gradient, const Site<S>& site) const {
+    const S offset(static_cast<simd::scalar_of<S>>(site.keys - site.queries));
+    return S(simd::scalar_of<S>(0)) - gradient * simd::abs(site.query() + offset - site.key());
   }
 
  private:
@@ -148,6 +174,14 @@ class Bias {
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
     return detail::add_bias(score, site.at(view_));
   }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S pullback(const S&, const S& gradient, const Site<S>&) const {
+    return gradient;
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S parameter_gradient(const S&, const S& gradient, const Site<S>&) const {
+    return gradient;
+  }
 
  private:
   TensorView<const T> view_;
@@ -184,6 +218,14 @@ class KeyBias {
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
     return detail::add_bias(score, site.at(view_));
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S pullback(const S&, const S& gradient, const Site<S>&) const {
+    return gradient;
+  }
+  template <class S>
+  ATTENTION_BALANCER_INLINE S parameter_gradient(const S&, const S& gradient, const Site<S>&) const {
+    return gradient;
   }
 
  private:

@@ -172,20 +172,31 @@ inline Problem check_queries_and_keys(const Layout& q, const Layout& k) {
   return {q.sizes[0], q.sizes[1], k.sizes[1], q.sizes[2], k.sizes[2], q.sizes[3], 0};
 }
 
-/// Adds v and out to a checked problem. Throws ShapeError.
-inline void check_values_and_output(Problem& problem, const Layout& q, const Layout& k, const Layout& v,
-                                    const Layout& out) {
-  const Extent value_extent = check_layout(v), output_extent = check_layout(out);
+/// Adds v to a checked problem. Throws ShapeError.
+inline Extent check_values(Problem& problem, const Layout& v) {
+  const Extent extent = check_layout(v);
   require_equal("v.batch", v.sizes[0], "q.batch", problem.batch);
   require_equal("v.heads", v.sizes[1], "k.heads", problem.kv_heads);
   require_equal("v.length", v.sizes[2], "k.length", problem.keys);
   require_at_least_one("v.dim", v.sizes[3]);
   require_addressable("v.dim", 1, v.sizes[3]);
   problem.value_dim = v.sizes[3];
+  return extent;
+}
+
+/// The output's sizes. Throws ShapeError.
+inline void check_output_sizes(const Problem& problem, const Layout& out) {
   require_equal("out.batch", out.sizes[0], "q.batch", problem.batch);
   require_equal("out.heads", out.sizes[1], "q.heads", problem.heads);
   require_equal("out.length", out.sizes[2], "q.length", problem.queries);
   require_equal("out.dim", out.sizes[3], "v.dim", problem.value_dim);
+}
+
+/// Adds v and out to a checked problem. Throws ShapeError.
+inline void check_values_and_output(Problem& problem, const Layout& q, const Layout& k, const Layout& v,
+                                    const Layout& out) {
+  const Extent output_extent = check_layout(out), value_extent = check_values(problem, v);
+  check_output_sizes(problem, out);
   check_no_self_overlap(out);
   const std::pair<const Layout*, Extent> inputs[] = {{&q, check_layout(q)}, {&k, check_layout(k)}, {&v, value_extent}};
   for (const auto& [input, extent] : inputs)

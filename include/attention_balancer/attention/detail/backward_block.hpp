@@ -1,0 +1,332 @@
+#pragma once
+// The backward pass of one block of queries of one head: the loop over keys, block by block.
+//
+// With P = exp(S - lse) recomputed and D_i = dO_i . O_i: dV += P^T dO, dP = dO V^T, dS = P * (dP - D), dQ = dS K,
+// dK += dS^T Q. The gradient of the lse lessens D_i, that of the mass of key j adds u_i dmass_j to dP_ij and that
+// of the entropy -dH_i log P_ij; what these two add to D_i takes a first pass over the scores.
+
+#include <cmath>
+
+#include "attention_balancer/attention/detail/backward_stage.hpp"
+#include "attention_balancer/attention/detail/backward_tile.hpp"
+#include "attention_balancer/attention/detail/block.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// A call of attention_backward as the kernels see it.
+template <Scalar T>
+struct BackwardCall {
+  Call<T> forward = {};          // without out, which is only read here
+  TensorView<const T> out, lse;  // lse [B, Hq, 1, Nq]
+  TensorView<const T> dout;
+  TensorView<T> dq, dk, dv;
+  // [B or 1, Hq or 1, 1, N], or without data.
+  TensorView<const T> lse_gradient = {}, entropy_gradient = {}, mass_gradient = {};
+  QueryWeights weights = QueryWeights::none();
+  // The policies on their way back, and where the gradients of their parameters go.
+  void (*derive)(const void* set, const ScoreGradients<T>&) = nullptr;
+  Index modifiers = 0;
+  const TensorView<T>* targets = nullptr;  // one per modifier, without data if not wanted
+  bool wants_sink = false, wants_scale = false;
+};
+
+/// Features of a row, padded to whole packs.
+template <Scalar T>
+constexpr Index padded_features(Index dim) noexcept {
+  return (dim + simd::lanes<T> - 1) / simd::lanes<T> * simd::lanes<T>;
+}
+
+/// Memory of one worker.
+template <Scalar T>
+struct BackwardScratch {
+  T *queries, *outputs;            // q [D, W] scaled and dout [Dv, W], lanes are queries
+  T *query_rows, *output_rows;     // the same by rows, [W, D padded], [W, Dv padded]
+  T* dq;                           // [D, W]
+  T *scores, *gradients, *seen;    // [block_keys, W]
+  T *packed_keys, *packed_values;  // [block_keys, D], [block_keys, Dv]
+  KeyRange* ranges;                // [Nk / block_keys + 2]
+  T* parameters;                   // per modifier [W]
+  T **by_row, **by_key, **none;    // per modifier: where its parameter's gradient is summed, for the stage
+  T* partial;                      // a chunk's dk [Nk, D padded] and dv [Nk, Dv padded]
+
+  Index carve(std::byte* memory, const Problem& p, Index modifiers, Index partial_size) noexcept {
+    Index used = 0;
+    auto take = [&](auto*& pointer, Index elements) {
+      if (memory != nullptr) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
+      used += Scratch<T>::padded(elements) * static_cast<Index>(sizeof(*pointer));
+    };
+    constexpr Index width = block_width<T>;
+    take(queries, p.dim * width);
+    take(outputs, p.value_dim * width);
+    take(query_rows, padded_features<T>(p.dim) * width);
+    take(output_rows, padded_features<T>(p.value_dim) * width);
+    take(dq, p.dim * width);
+    take(scores, block_keys * width);
+    take(gradients, block_keys * width);
+    take(seen, block_keys * width);
+    take(packed_keys, block_keys * p.dim);
+    take(packed_values, block_keys * p.value_dim);
+    take(ranges, p.keys / block_keys + 2);
+    take(parameters, modifiers * width);
+    take(by_row, modifiers);
+    take(by_key, modifiers);
+    take(none, modifiers);
+    take(partial, partial_size);
+    return used;
+  }
+};
+
+/// Where the gradients of one chunk of queries go.
+template <Scalar T>
+struct BackwardSums {
+  T *dk, *dv;       // [Nk, D padded], [Nk, Dv padded], added to
+  T* by_key;        // per modifier [Nk], for targets that sum over the queries only
+  double* numbers;  // per modifier, then the sink and the scale: for targets that sum over queries and keys
+};
+
+/// One block of V packs of queries, `count` of them real: the others have no part in anything.
+template <Scalar T, int V>
+class BackwardBlock {
+ public:
+  BackwardBlock(const BackwardCall<T>& call, Index batch, Index head, Index first, Index count, bool keys_finite,
+                const BackwardScratch<T>& scratch, const BackwardSums<T>& sums) noexcept
+      : call_(call),
+        p_(call.forward.problem),
+        batch_(batch),
+        head_(head),
+        kv_head_(head / (p_.heads / p_.kv_heads)),
+        first_(first),
+        count_(count),
+        s_(scratch),
+        sums_(sums),
+        guard_(!keys_finite) {}
+
+  void run() noexcept {
+    load_rows(call_.forward.q, p_.dim, s_.queries, s_.query_rows, call_.forward.scale);
+    load_rows(call_.dout, p_.value_dim, s_.outputs, s_.output_rows, T(1));
+    guard_ = guard_ || !all_finite<T, V>(s_.queries, p_.dim) || !all_finite<T, V>(s_.outputs, p_.value_dim);
+    load_state();
+    std::fill_n(s_.none, call_.modifiers, nullptr);
+    ranges_ = visible_ranges(call_.forward, {first_, first_ + count_, 0, 0, batch_, head_, p_.queries, p_.keys},
+                             s_.ranges);
+    if (call_.mass_gradient.data != nullptr || call_.entropy_gradient.data != nullptr) first_pass();
+    finish_delta();
+
+    std::fill_n(s_.dq, p_.dim * width, T(0));
+    std::fill_n(s_.parameters, call_.modifiers * width, T(0));
+    std::fill_n(ones_, width, T(1));
+    for (Index r = 0; r < ranges_; ++r) pass(s_.ranges[r]);
+    store_queries();
+    store_parameters();
+  }
+
+ private:
+  static constexpr int n = simd::lanes<T>;
+  static constexpr Index width = V * n;
+
+  /// The block's rows of x, scaled: transposed [dim, W] and by rows [count, dim padded]; what pads them is 0.
+  void load_rows(const TensorView<const T>& x, Index dim, T* transposed, T* rows, T factor) noexcept {
+    const T* from = &x(batch_, head_, first_, 0);
+    const Index stride = padded_features<T>(dim);
+    alignas(64) T factors[width];
+    std::fill_n(factors, width, factor);
+    if (count_ < width)
+      for (Index c = 0; c < dim; ++c)
+        std::fill(transposed + c * width + count_, transposed + (c + 1) * width, T(0));
+    copy_matrix(transposed, width, Index(1), from, x.dim_stride, x.length_stride, dim, count_);
+    multiply_rows<T, V>(transposed, dim, factors);
+    for (Index i = 0; i < count_; ++i) {
+      const T* row = from + i * x.length_stride;
+      for (Index c = 0; c < dim; ++c) rows[i * stride + c] = row[c * x.dim_stride] * factor;
+      std::fill(rows + i * stride + dim, rows + (i + 1) * stride, T(0));
+    }
+  }
+
+  T position(const TensorView<const T>& x, Index i) const noexcept {
+    return x.data == nullptr ? T(0) : x(x.batch == 1 ? 0 : batch_, x.heads == 1 ? 0 : head_, 0, i);
+  }
+
+  void load_state() noexcept {
+    const TensorView<const T>& out = call_.out;
+    for (Index i = 0; i < width; ++i) {
+      const bool real = i < count_;
+      const T lse = real ? call_.lse(batch_, head_, 0, first_ + i) : -infinity<T>;
+      rows_.offset[i] = lse == -infinity<T> ? infinity<T> : lse;
+      rows_.entropy[i] = real ? position(call_.entropy_gradient, first_ + i) : T(0);
+      rows_.u[i] = real ? call_.weights.template weight<T>(first_ + i, p_.queries) : T(0);
+      rows_.delta[i] = rows_.sum[i] = T(0);
+    }
+    // out and dout by rows: a sum of products of a row with its own.
+    const Index stride = padded_features<T>(p_.value_dim);
+    for (Index i = 0; i < count_; ++i) {
+      const T *row = s_.output_rows + i * stride, *o = &out(batch_, head_, first_ + i, 0);
+      simd::Pack<T> sum(T(0));
+      Index c = 0;
+      if (out.dim_stride == 1)
+        for (; c + n <= p_.value_dim; c += n)
+          sum = simd::fma(simd::load<simd::Pack<T>>(row + c), simd::load<simd::Pack<T>>(o + c), sum);
+      T total = simd::reduce_add(sum);
+      for (; c < p_.value_dim; ++c) total = simd::fma(row[c], o[c * out.dim_stride], total);
+      rows_.delta[i] = total;
+    }
+  }
+
+  ScoreGradients<T> block_of(const KeyRange& range) noexcept {
+    ScoreGradients<T> x{};
+    x.at = {&p_, batch_, head_, first_, range.begin, range.end};
+    x.packs = V;
+    x.partial = range.partial;
+    x.scores = s_.scores;
+    x.gradients = s_.gradients;
+    x.rows = &rows_;
+    x.with_entropy = call_.entropy_gradient.data != nullptr;
+    if (const TensorView<const T>& m = call_.mass_gradient; m.data != nullptr) {
+      x.mass = &m(m.batch == 1 ? 0 : batch_, m.heads == 1 ? 0 : head_, 0, range.begin);
+      x.mass_stride = m.dim_stride;
+    }
+    return x;
+  }
+
+  void derive(const ScoreGradients<T>& x) noexcept {
+    using Plain = Derivatives<T, Policies<T, std::tuple<>, std::tuple<>>>;
+    if (call_.forward.policies.has_modifiers || x.partial)
+      call_.derive(call_.forward.policies.policies, x);
+    else if (x.first_pass || x.with_entropy || x.mass != nullptr || x.seen != nullptr)
+      Plain::template block<false, true>({}, x);
+    else
+      Plain::template block<false, false>({}, x);
+  }
+
+  /// rows_.sum = sum over the keys of p (u dmass - dH log p).
+  void first_pass() noexcept {
+    for (Index r = 0; r < ranges_; ++r) {
+      const KeyRange& range = s_.ranges[r];
+      const Rows<T> k = rows_of(call_.forward.k, range, s_.packed_keys);
+      score_keys<T, V>(s_.queries, k.data, k.stride, range.end - range.begin, p_.dim, s_.scores, nullptr);
+      ScoreGradients<T> x = block_of(range);
+      x.gradients = nullptr;
+      x.first_pass = true;
+      x.parameter_rows = x.parameter_keys = s_.none;
+      derive(x);
+    }
+  }
+
+  /// Completes D, with what a sink has of the entropy, and adds to the gradient of the sink's logit.
+  void finish_delta() noexcept {
+    const T logit =
+        call_.forward.sinks != nullptr ? call_.forward.sink_logit(call_.forward.sinks, head_) : -infinity<T>;
+    for (Index i = 0; i < count_; ++i) {
+      const bool dead = rows_.offset[i] == infinity<T>;
+      T delta = rows_.delta[i] + rows_.sum[i] - position(call_.lse_gradient, first_ + i);
+      if (logit != -infinity<T> && !dead) {
+        const T log_p = logit - rows_.offset[i], p = std::exp(log_p), gradient = -rows_.entropy[i] * log_p;
+        delta += p * gradient;
+        if (call_.wants_sink) sums_.numbers[call_.modifiers] += static_cast<double>(p * (gradient - delta));
+      }
+      rows_.delta[i] = delta;
+    }
+  }
+
+  Rows<T> rows_of(const TensorView<const T>& x, const KeyRange& range, T* packed) const noexcept {
+    const T* first = x.data + batch_ * x.batch_stride + kv_head_ * x.head_stride + range.begin * x.length_stride;
+    if (x.dim_stride == 1 || x.dim == 1) return {first, x.length_stride};
+    copy_matrix(packed, x.dim, Index(1), first, x.length_stride, x.dim_stride, range.end - range.begin, x.dim);
+    return {packed, x.dim};
+  }
+
+  void pass(const KeyRange& range) noexcept {
+    const Index keys = range.end - range.begin;
+    const Rows<T> k = rows_of(call_.forward.k, range, s_.packed_keys),
+                  v = rows_of(call_.forward.v, range, s_.packed_values);
+    score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
+    score_keys<T, V>(s_.outputs, v.data, v.stride, keys, p_.value_dim, s_.gradients, nullptr);
+
+    ScoreGradients<T> x = block_of(range);
+    for (Index m = 0; m < call_.modifiers; ++m) {
+      const TensorView<T>& target = call_.targets[m];
+      s_.by_row[m] = s_.by_key[m] = nullptr;
+      if (target.data == nullptr || (target.length > 1 && target.dim > 1)) continue;
+      if (target.dim > 1)
+        s_.by_key[m] = sums_.by_key + m * p_.keys + range.begin;
+      else
+        s_.by_row[m] = s_.parameters + m * width;
+    }
+    x.parameter_rows = s_.by_row, x.parameter_keys = s_.by_key;
+    if (guard_) x.seen = s_.seen;
+    derive(x);
+    if (guard_) return add_guarded(range, k);
+
+    add_values<T, V>(s_.gradients, k.data, k.stride, keys, p_.dim, s_.dq, ones_);
+    add_queries<T>(s_.output_rows, value_stride(), s_.scores, width, count_, keys,
+                   sums_.dv + range.begin * value_stride());
+    add_queries<T>(s_.query_rows, key_stride(), s_.gradients, width, count_, keys,
+                   sums_.dk + range.begin * key_stride());
+  }
+
+  /// As the end of pass where a number is not finite: it must not meet the 0 of what is masked.
+  ATTENTION_BALANCER_NOINLINE void add_guarded(const KeyRange& range, const Rows<T>& k) noexcept {
+    for (Index j = 0; j < range.end - range.begin; ++j) {
+      T* const dk = sums_.dk + (range.begin + j) * key_stride();
+      T* const dv = sums_.dv + (range.begin + j) * value_stride();
+      for (Index i = 0; i < count_; ++i) {
+        if (s_.seen[j * width + i] == T(0)) continue;
+        const T p = s_.scores[j * width + i], ds = s_.gradients[j * width + i];
+        for (Index c = 0; c < p_.value_dim; ++c)
+          dv[c] = simd::fma(p, s_.output_rows[i * value_stride() + c], dv[c]);
+        for (Index c = 0; c < p_.dim; ++c) {
+          dk[c] = simd::fma(ds, s_.query_rows[i * key_stride() + c], dk[c]);
+          s_.dq[c * width + i] = simd::fma(ds, k.data[j * k.stride + c], s_.dq[c * width + i]);
+        }
+      }
+    }
+  }
+
+  /// dq, and what it says of the scale: the sum of dS times its product is q . (dS K).
+  void store_queries() noexcept {
+    if (call_.wants_scale)
+      for (Index i = 0; i < count_; ++i) {
+        const T* q = &call_.forward.q(batch_, head_, first_ + i, 0);
+        double sum = 0;
+        for (Index c = 0; c < p_.dim; ++c)
+          sum += static_cast<double>(q[c * call_.forward.q.dim_stride]) * static_cast<double>(s_.dq[c * width + i]);
+        if (rows_.offset[i] != infinity<T>) sums_.numbers[call_.modifiers + 1] += sum;
+      }
+    alignas(64) T factors[width];
+    std::fill_n(factors, width, call_.forward.scale);
+    multiply_rows<T, V>(s_.dq, p_.dim, factors);
+    const TensorView<T>& dq = call_.dq;
+    copy_matrix(&dq(batch_, head_, first_, 0), dq.length_stride, dq.dim_stride, static_cast<const T*>(s_.dq),
+                Index(1), width, count_, p_.dim);
+  }
+
+  void store_parameters() noexcept {
+    for (Index m = 0; m < call_.modifiers; ++m) {
+      const TensorView<T>& target = call_.targets[m];
+      if (target.data == nullptr || target.dim > 1) continue;
+      const T* of_rows = s_.parameters + m * width;
+      for (Index i = 0; i < count_; ++i) {
+        if (target.length > 1)
+          target(target.batch == 1 ? 0 : batch_, target.heads == 1 ? 0 : head_, first_ + i, 0) += of_rows[i];
+        else
+          sums_.numbers[m] += static_cast<double>(of_rows[i]);
+      }
+    }
+  }
+
+  Index key_stride() const noexcept { return padded_features<T>(p_.dim); }
+  Index value_stride() const noexcept { return padded_features<T>(p_.value_dim); }
+
+  const BackwardCall<T>& call_;
+  const Problem& p_;
+  const Index batch_, head_, kv_head_, first_, count_;
+  const BackwardScratch<T>& s_;
+  const BackwardSums<T>& sums_;
+  bool guard_;
+  Index ranges_ = 0;
+  RowState<T> rows_;
+  alignas(64) T ones_[width];
+};
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

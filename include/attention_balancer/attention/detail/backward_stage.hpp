@@ -1,0 +1,216 @@
+#pragma once
+// Between the matrix products of the backward pass: a block of scores [keys, W] and of gradients of its weights
+// become weights and gradients of the scores, through the masks and, from the last to the first, the score
+// modifiers.
+
+#include <tuple>
+#include <type_traits>
+
+#include "attention_balancer/attention/detail/stage.hpp"
+#include "attention_balancer/attention/gradients.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// What is known of the rows of a block of queries, lane by lane.
+template <Scalar T>
+struct RowState {
+  static constexpr int width = block_packs * simd::lanes<T>;
+
+  alignas(64) T offset[width];   // p = exp(score - offset): the lse; +inf for a row that gives and gets nothing
+  alignas(64) T delta[width];    // sum over the keys of weight times its gradient, less the gradient of the lse
+  alignas(64) T entropy[width];  // gradient of the entropy
+  alignas(64) T u[width];        // weight of the query in the mass
+  alignas(64) T sum[width];      // first pass: sum of slope * gradient of the weight
+};
+
+/// A block of scores on its way back.
+template <Scalar T>
+struct ScoreGradients {
+  Place at;
+  int packs;        // W = packs * lanes
+  bool partial;     // masks must be tested
+  bool first_pass;  // only adds to rows.sum
+  T* scores;        // [keys, W] scaled products in, weights out
+  T* gradients;     // [keys, W] gradients of the weights in, of the scores out; null: 0 in, none out
+  T* seen;          // [keys, W] 1 where a key is visible, else 0; null: not wanted
+  RowState<T>* rows;
+  bool with_entropy;
+  const T* mass;  // gradient of the mass of the first key of the block; null: none
+  Index mass_stride;
+  T* const* parameter_rows;  // per score modifier [W], added to; null: its parameter's gradient is not wanted so
+  T* const* parameter_keys;  // per score modifier, of the first key of the block; likewise
+};
+
+template <class>
+inline constexpr bool is_gradient = false;
+template <class P, class T>
+inline constexpr bool is_gradient<Gradient<P, T>> = true;
+
+/// Whether a score modifier knows its derivative.
+template <class M, class T>
+concept Differentiable = requires(const M& m, const simd::Pack<T>& x, const Site<simd::Pack<T>>& site) {
+  { m.pullback(x, x, site) } -> std::convertible_to<simd::Pack<T>>;
+};
+
+/// Whether it knows the derivative of its parameter too.
+template <class M, class T>
+concept Learnable = requires(const M& m, const simd::Pack<T>& x, const Site<simd::Pack<T>>& site) {
+  { m.parameter_gradient(x, x, site) } -> std::convertible_to<simd::Pack<T>>;
+};
+
+/// The score modifiers and masks of a call on their way back.
+template <Scalar T, class Set>
+struct Derivatives;
+
+template <Scalar T, class... Modifiers, class... Masks>
+struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>> {
+  using Set = Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>;
+  using S = simd::Pack<T>;
+  static constexpr int n = simd::lanes<T>;
+  static constexpr std::size_t modifiers = sizeof...(Modifiers);
+  static constexpr bool has_masks = sizeof...(Masks) > 0;
+
+  static void run(const void* set, const ScoreGradients<T>& x) noexcept {
+    if (has_masks && x.partial)
+      block<has_masks, true>(*static_cast<const Set*>(set), x);
+    else
+      block<false, true>(*static_cast<const Set*>(set), x);
+  }
+
+  /// Extras: a first pass, or gradients of mass or entropy, or `seen` may be asked for.
+  template <bool Masked, bool Extras>
+  ATTENTION_BALANCER_NOINLINE static void block(const Set& set, const ScoreGradients<T>& x) noexcept {
+    constexpr bool placed = Masked || modifiers > 0;
+    Site<S> sites[block_packs] = {};
+    Sums sums[block_packs];
+    if constexpr (placed)
+      for (int v = 0; v < x.packs; ++v)
+        sites[v] =
+            Site<S>::along_queries(x.at.batch, x.at.head, *x.at.problem, x.at.first_query + v * n, x.at.key_begin);
+    const Index keys = x.at.key_end - x.at.key_begin;
+    for (Index j = 0; j < keys; ++j) {
+      Across across;
+      for (int v = 0; v < x.packs; ++v) {
+        if constexpr (placed) sites[v].move_to_key(x.at.key_begin + j);
+        T* const at = x.scores + (j * x.packs + v) * n;
+        Lane lane{x, j, v, at, simd::mask_of<S>(false)};
+        const S score = simd::load_aligned<S>(at);
+        const S gradient = back<0, Masked, Extras>(set, score, sites[v], lane, sums[v], across);
+        if (Extras && (x.first_pass || x.gradients == nullptr)) continue;
+        simd::store_aligned(x.gradients + (j * x.packs + v) * n, simd::select(lane.hidden, S(T(0)), gradient));
+      }
+      for (std::size_t m = 0; m < modifiers; ++m)
+        if (x.parameter_keys[m] != nullptr && !x.first_pass)
+          x.parameter_keys[m][j] += simd::reduce_add(across.keys[m]);
+    }
+    for (int v = 0; v < x.packs; ++v) {
+      if (Extras && x.first_pass) {
+        T* const sum = x.rows->sum + v * n;
+        simd::store_aligned(sum, simd::load_aligned<S>(sum) + sums[v].weighted);
+      }
+      for (std::size_t m = 0; m < modifiers; ++m)
+        if (x.parameter_rows[m] != nullptr && !x.first_pass) {
+          T* const row = x.parameter_rows[m] + v * n;
+          simd::store_aligned(row, simd::load_aligned<S>(row) + sums[v].parameters[m]);
+        }
+    }
+  }
+
+ private:
+  struct Sums {
+    S weighted = S(T(0));
+    S parameters[modifiers + 1];
+    Sums() noexcept {
+      for (S& x : parameters) x = S(T(0));
+    }
+  };
+  struct Across {
+    S keys[modifiers + 1];
+    Across() noexcept {
+      for (S& x : keys) x = S(T(0));
+    }
+  };
+  struct Lane {
+    const ScoreGradients<T>& x;
+    Index key;
+    int pack;
+    T* at;
+    simd::mask_of<S> hidden;
+  };
+
+  /// The gradient of the score that modifier I is given; Site is unused without policies.
+  template <std::size_t I, bool Masked, bool Extras>
+  ATTENTION_BALANCER_INLINE static S back(const Set& set, const S& before, const Site<S>& site, Lane& lane,
+                                          Sums& sums, Across& across) noexcept {
+    if constexpr (I == modifiers) {
+      return finish<Masked, Extras>(set, before, site, lane, sums);
+    } else {
+      const auto& modifier = std::get<I>(set.modifiers);
+      const S gradient = back<I + 1, Masked, Extras>(set, modifier(before, site), site, lane, sums, across);
+      if constexpr (is_gradient<std::remove_cvref_t<decltype(modifier)>>) {
+        if (!lane.x.first_pass) {
+          const S of_parameter =
+              simd::select(lane.hidden, S(T(0)), S(modifier.parameter_gradient(before, gradient, site)));
+          if (lane.x.parameter_rows[I] != nullptr) {
+            sums.parameters[I] = sums.parameters[I] + of_parameter;
+          } else if (lane.x.parameter_keys[I] != nullptr) {
+            across.keys[I] = across.keys[I] + of_parameter;
+          } else {
+            add_to_plane(modifier.target(), of_parameter, lane);
+          }
+        }
+      }
+      return modifier.pullback(before, gradient, site);
+    }
+  }
+
+  /// The target has an element of its own for each of these queries and keys.
+  static void add_to_plane(const TensorView<T>& target, const S& of_parameter, const Lane& lane) noexcept {
+    const Place& at = lane.x.at;
+    alignas(64) T values[n];
+    simd::store_aligned(values, of_parameter);
+    const Index first = at.first_query + lane.pack * n;
+    T* to =
+        &target(target.batch == 1 ? 0 : at.batch, target.heads == 1 ? 0 : at.head, first, at.key_begin + lane.key);
+    const Index count = std::min(Index(n), at.problem->queries - first);
+    for (Index i = 0; i < count; ++i) to[i * target.length_stride] += values[i];
+  }
+
+  /// Weight and gradient of a score after all modifiers.
+  template <bool Masked, bool Extras>
+  ATTENTION_BALANCER_INLINE static S finish(const Set& set, S score, const Site<S>& site, Lane& lane,
+                                            Sums& sums) noexcept {
+    const ScoreGradients<T>& x = lane.x;
+    const RowState<T>& rows = *x.rows;
+    const S none(-infinity<T>), zero(T(0));
+    if constexpr (Masked) score = simd::select(set.visible(site), score, none);
+    const S offset = simd::load_aligned<S>(rows.offset + lane.pack * n);
+    const simd::mask_of<S> masked = score == none, dead = offset == S(infinity<T>);
+    lane.hidden = masked | dead;
+    const S exponent = score - offset;
+    const S p =
+        simd::select(lane.hidden, zero, simd::exp2_clamped(simd::clamp_exponent(exponent * S(T(simd::log2_e)))));
+    S gradient = zero;
+    if (!Extras || x.gradients != nullptr)
+      gradient = simd::load_aligned<S>(x.gradients + (lane.key * x.packs + lane.pack) * n);
+    if constexpr (Extras) {
+      if (x.mass != nullptr)
+        gradient =
+            simd::fma(simd::load_aligned<S>(rows.u + lane.pack * n), S(x.mass[lane.key * x.mass_stride]), gradient);
+      if (x.with_entropy) gradient = gradient - simd::load_aligned<S>(rows.entropy + lane.pack * n) * exponent;
+      if (x.first_pass) {
+        sums.weighted = sums.weighted + simd::select(lane.hidden, zero, p * gradient);
+        return zero;
+      }
+      if (x.seen != nullptr)
+        simd::store_aligned(x.seen + (lane.key * x.packs + lane.pack) * n,
+                            simd::select(lane.hidden, zero, S(T(1))));
+    }
+    simd::store_aligned(lane.at, p);
+    return simd::select(lane.hidden, zero, p * (gradient - simd::load_aligned<S>(rows.delta + lane.pack * n)));
+  }
+};
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

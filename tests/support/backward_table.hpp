@@ -1,0 +1,36 @@
+#pragma once
+// The pairwise table of all policies on their way back, for one scalar per test file.
+
+#include "support/backward.hpp"
+#include "support/policy_table.hpp"
+
+namespace support {
+
+template <class T>
+void check_backward_table() {
+  const auto rows = pairwise(policy_choices());
+  Table table;
+  Random random(14);
+  for (std::size_t r = 0; r < rows.size(); r += static_cast<std::size_t>(every(4))) {
+    const auto& row = rows[r];
+    PolicySet<T> set(policy_shape(row[11]));
+    choose(set, random, row);
+    const Inputs<T> in(set.shape(), random, Family::uniform, 2);
+    const bool evidence = row[12] % 2 == 0;
+    check_backward(table, set, in, Upstream<T>(set.shape(), random, evidence), evidence,
+                   static_cast<Layout>(row[13]));
+  }
+  for (std::size_t factor = 0; factor < 11; ++factor)
+    for (Index choice = 1; choice < policy_choices()[factor]; ++choice)
+      for (Index s = 0; s < 8; s += every(3)) {
+        std::vector<Index> row(policy_choices().size(), 0);
+        row[factor] = choice;
+        PolicySet<T> set(policy_shape(s));
+        choose(set, random, row);
+        const Inputs<T> in(set.shape(), random, Family::uniform, 2);
+        check_backward(table, set, in, Upstream<T>(set.shape(), random, false), false, Layout::bhsd);
+      }
+  table.report();
+}
+
+}  // namespace support

@@ -250,7 +250,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
   detail::check_values(problem, detail::layout("v", v));
   (detail::validate_policy(policies, problem), ...);
   detail::set_to_zero(dq), detail::set_to_zero(dk), detail::set_to_zero(dv);
-  auto clear = [](const auto& policy) {
+  [[maybe_unused]] auto clear = [](const auto& policy) {
     if constexpr (requires { policy.target(); }) detail::set_to_zero(policy.target());
   };
   (clear(policies), ...);
@@ -289,7 +289,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
       }
       for (Index c = 0; c < problem.value_dim; ++c)
         dv(b, kv, j, c) += static_cast<DV>(row.p[j] * static_cast<double>(dout(b, h, i, c)));
-      auto add_to_scale = [&](const auto& policy) {
+      [[maybe_unused]] auto add_to_scale = [&](const auto& policy) {
         using Policy = std::remove_cvref_t<decltype(policy)>;
         if constexpr (detail::kind_of<double, Policy> == PolicyKind::scale && requires { policy.target(); }) {
           const auto& x = policy.target();
@@ -298,7 +298,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
       };
       (add_to_scale(policies), ...);
     }
-    auto add_to_sink = [&](const auto& policy) {
+    [[maybe_unused]] auto add_to_sink = [&](const auto& policy) {
       using Policy = std::remove_cvref_t<decltype(policy)>;
       if constexpr (detail::kind_of<double, Policy> == PolicyKind::sink && requires { policy.target(); }) {
         const auto& x = policy.target();

@@ -120,7 +120,7 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
   std::array<TensorView<T>, std::tuple_size_v<decltype(set.modifiers)> + 1> targets{};
   std::apply(
       [&](const auto&... modifier) {
-        auto take = [&](const auto& m) {
+        [[maybe_unused]] auto take = [&](const auto& m) {
           if constexpr (is_gradient<std::remove_cvref_t<decltype(m)>>)
             targets[static_cast<std::size_t>(call.modifiers)] = m.target();
           ++call.modifiers;
@@ -130,7 +130,7 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
       set.modifiers);
   call.targets = targets.data();
 
-  auto take = [&](const auto& policy) {
+  [[maybe_unused]] auto take = [&](const auto& policy) {
     using Policy = std::remove_cvref_t<decltype(policy)>;
     constexpr PolicyKind kind = kind_of<T, Policy>;
     if constexpr (kind == PolicyKind::lse_gradient) call.lse_gradient = policy.view();
@@ -160,7 +160,7 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
   };
   for (int i = 0; i < 3; ++i) check_written(written[i], i);
   int place = 0;
-  auto check_target = [&](const Layout& target) {
+  [[maybe_unused]] auto check_target = [&](const Layout& target) {
     check_written(target, 3);
     int other = 0;
     (for_each_view(
@@ -178,12 +178,12 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
   auto work = [&](Workspace& workspace, const auto& executor, Index concurrency) {
     BackwardWorker<T> worker(call, workspace, concurrency);
     worker.run(executor);
-    auto add = [&](const auto& policy) {
+    [[maybe_unused]] auto add = [&](const auto& policy) {
       using Policy = std::remove_cvref_t<decltype(policy)>;
       if constexpr (is_gradient<Policy> && kind_of<T, Policy> == PolicyKind::sink) worker.add_sink(policy.target());
       if constexpr (is_gradient<Policy> && kind_of<T, Policy> == PolicyKind::scale) {
         double others = 1;  // several scales multiply
-        auto multiply = [&](const auto& other) {
+        [[maybe_unused]] auto multiply = [&](const auto& other) {
           if constexpr (kind_of<T, decltype(other)> == PolicyKind::scale)
             if (static_cast<const void*>(&other) != static_cast<const void*>(&policy))
               others *= static_cast<double>(other.factor);

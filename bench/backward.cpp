@@ -1,0 +1,116 @@
+// How fast is the backward pass against the FMA peak of one core, and against the forward pass of the same shape?
+//
+// `of_peak` is the share of the peak measured in the same run, with 10 N^2 D floating point operations: five
+// products, of which one repeats the scores; for causal, as the visible half. `x_forward` is the time relative to
+// plain forward, run in turn with it. `through_evidence` has gradients of mass and entropy too: 12 N^2 D
+// operations, counted as 10.
+#include <benchmark/benchmark.h>
+
+#include "support/paired.hpp"
+
+namespace {
+
+namespace ab = attention_balancer;
+using ab::Index;
+
+template <class T>
+struct Tensors {
+  Tensors(Index length, Index dim) {
+    for (unsigned i = 0; i < 8; ++i) numbers[i] = bench::normal_numbers<T>(length * dim, i + 1);
+    auto view = [&](std::size_t i) { return ab::bhsd(numbers[i].data(), 1, 1, length, dim); };
+    q = view(0), k = view(1), v = view(2), out = view(3), dout = view(4), dq = view(5), dk = view(6), dv = view(7);
+    of_keys = bench::normal_numbers<T>(length, 9);
+  }
+  std::vector<T> numbers[8], of_keys;
+  ab::TensorView<T> q, k, v, out, dout, dq, dk, dv;
+};
+
+/// Throws unless dv and dk, summed over the keys, and the last rows of dq are what they must be: sum_j dv_j is the
+/// sum of dout over the queries, sum_j dk_j is sum_ij dS_ij q_i and each row of dS sums to 0; dq against the
+/// reference.
+template <class T, class... P>
+void check(const Tensors<T>& x, P&&... policies) {
+  const Index N = x.q.length, D = x.q.dim, count = std::min(Index(4), N);
+  const double bound = sizeof(T) == 4 ? 1e-4 : 1e-12;
+  for (Index c = 0; c < D; ++c) {
+    double sum = 0, expected = 0, zero = 0;
+    for (Index j = 0; j < N; ++j)
+      sum += static_cast<double>(x.dv(0, 0, j, c)), expected += static_cast<double>(x.dout(0, 0, j, c)),
+          zero += static_cast<double>(x.dk(0, 0, j, c));
+    if (!(std::abs(sum - expected) < bound * static_cast<double>(N)) ||
+        !(std::abs(zero) < bound * static_cast<double>(N)))
+      throw std::runtime_error("the gradients of the keys or values do not add up");
+  }
+  std::vector<double> exact(static_cast<std::size_t>(2 * N * D + count * D));
+  const auto dq = ab::bhsd(exact.data(), 1, 1, count, D), dk = ab::bhsd(dq.data + count * D, 1, 1, N, D),
+             dv = ab::bhsd(dk.data + N * D, 1, 1, N, D);
+  ab::reference::attention_backward(bench::rows(x.q, N - count, count), x.k, x.v,
+                                    bench::rows(x.dout, N - count, count), dq, dk, dv, policies...);
+  for (Index i = 0; i < count; ++i)
+    for (Index c = 0; c < D; ++c)
+      if (!(std::abs(static_cast<double>(x.dq(0, 0, N - count + i, c)) - dq(0, 0, i, c)) < bound))
+        throw std::runtime_error("dq differs from the reference");
+}
+
+enum class Kind { plain, causal, through_evidence };
+
+template <class T, Kind K>
+void backward(benchmark::State& state) {
+  const Index length = state.range(0), dim = state.range(1);
+  const Tensors<T> x(length, dim);
+  ab::Workspace workspace;
+  ab::Evidence<T> evidence;
+  const std::vector<T> entropy(static_cast<std::size_t>(length), T(0.1));
+  auto work = [&] {
+    if constexpr (K == Kind::causal)
+      ab::attention_backward(x.q, x.k, x.v, x.out, evidence, x.dout, x.dq, x.dk, x.dv, workspace,
+                             ab::mask::Causal{});
+    else if constexpr (K == Kind::through_evidence)
+      ab::attention_backward(x.q, x.k, x.v, x.out, evidence, x.dout, x.dq, x.dk, x.dv, workspace,
+                             ab::evidence::MassGradient(x.of_keys), ab::evidence::EntropyGradient(entropy));
+    else
+      ab::attention_backward(x.q, x.k, x.v, x.out, evidence, x.dout, x.dq, x.dk, x.dv, workspace);
+  };
+  try {
+    const auto lse_only = ab::QueryWeights::none();
+    if constexpr (K == Kind::causal)
+      ab::attention(x.q, x.k, x.v, x.out, ab::mask::Causal{}, ab::observe(evidence, lse_only));
+    else
+      ab::attention(x.q, x.k, x.v, x.out, ab::observe(evidence, lse_only));
+    work();
+    if constexpr (K == Kind::causal)
+      check(x, ab::mask::Causal{});
+    else if constexpr (K == Kind::through_evidence)
+      check(x, ab::evidence::MassGradient(x.of_keys),
+            ab::evidence::EntropyGradient(
+                std::span(entropy).first(static_cast<std::size_t>(std::min(Index(4), length)))));
+    else
+      check(x);
+  } catch (const std::exception& error) {
+    return state.SkipWithError(error.what());
+  }
+  std::vector<T> saved = x.numbers[3];  // the paired forward call overwrites the output
+  const auto keep = ab::bhsd(saved.data(), 1, 1, length, dim);
+  auto plain = [&] { ab::attention(x.q, x.k, x.v, keep, workspace); };
+  const auto [time, of_forward] = bench::run_paired(state, work, plain);
+  const double pairs =
+      static_cast<double>(length) * static_cast<double>(K == Kind::causal ? length + 1 : 2 * length) / 2;
+  bench::report_flops<T>(state, 10 * pairs * static_cast<double>(dim), time);
+  state.counters["x_forward"] = time / of_forward;
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"N", "D"})->UseManualTime()->Unit(benchmark::kMillisecond);
+  for (const int dim : {32, 64, 128})
+    for (int length = 128; length <= 4096; length *= 2) b->Args({length, dim});
+}
+
+BENCHMARK(backward<float, Kind::plain>)->Name("backward<float>")->Apply(shapes);
+BENCHMARK(backward<float, Kind::causal>)->Name("causal<float>")->Apply(shapes);
+BENCHMARK(backward<float, Kind::through_evidence>)->Name("through_evidence<float>")->Apply(shapes);
+BENCHMARK(backward<double, Kind::plain>)->Name("backward<double>")->Apply(shapes);
+BENCHMARK(backward<double, Kind::causal>)->Name("causal<double>")->Apply(shapes);
+
+}  // namespace
+
+BENCHMARK_MAIN();

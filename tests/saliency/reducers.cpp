@@ -111,7 +111,7 @@ TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float
   for (const ab::Index h : {0, 1}) {
     const auto both = ab::saliency::mean_and_variance(evidence, 10, ab::Head{h});
     const auto alone = ab::saliency::variance(evidence, ab::Head{h});
-    for (const std::size_t j : {0, 1}) {
+    for (std::size_t j = 0; j < 2; ++j) {
       CHECK(alone[j] == Approx(variance[h][j]).margin(1e-6));
       CHECK(both[j] == Approx(mean[h][j] + 10 * variance[h][j]));
       CHECK(alone[j] >= 0);

@@ -52,7 +52,7 @@ TEMPLATE_TEST_CASE("pooling along the keys", "[saliency]", float, double) {
   for (const auto& pooled : {saliency::average_pool(spoilt, 3), saliency::max_pool(spoilt, 3)})
     for (std::size_t j = 0; j < 5; ++j) CHECK(std::isnan(pooled[j]) == (j < 3));
   saliency::Rows<TestType> rows(2, 3);
-  for (const std::size_t j : {0, 1, 2}) rows[0][j] = TestType(3 * j), rows[1][j] = TestType(30);
+  for (std::size_t j = 0; j < 3; ++j) rows[0][j] = TestType(3 * j), rows[1][j] = TestType(30);
   const auto smooth = saliency::average_pool(rows, 3);
   CHECK(V(smooth[0].begin(), smooth[0].end()) == V{1, 3, 3});
   CHECK(V(smooth[1].begin(), smooth[1].end()) == V{20, 30, 20});
@@ -148,7 +148,7 @@ TEMPLATE_TEST_CASE("rollout is the product of the layers' matrices", "[saliency]
     double product[3][3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};  // of the layers so far, last layer first
     std::vector<saliency::Rollout<TestType>> rollouts;
     for (const Index i : {0, 1, 2}) rollouts.emplace_back(3, i, residual);
-    for (const std::size_t layer : {1, 0}) {
+    for (std::size_t layer = 2; layer-- > 0;) {
       double next[3][3] = {};
       for (int i = 0; i < 3; ++i)
         for (int j = 0; j < 3; ++j) {

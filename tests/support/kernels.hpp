@@ -1,0 +1,21 @@
+#pragma once
+// The kernels know nothing of policies: compiled once for all tests, in kernels.cpp, instead of in each.
+
+#include "attention_balancer/attention/forward.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+#if !defined(ATTENTION_BALANCER_TEST_INSTANTIATE)
+#define ATTENTION_BALANCER_TEST_INSTANTIATE extern
+#endif
+
+ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries<float>(const Call<float>&, Index, Index, Index,
+                                                                        Index, const Scratch<float>&,
+                                                                        const EvidenceRows<float>&) noexcept;
+ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries<double>(const Call<double>&, Index, Index, Index,
+                                                                         Index, const Scratch<double>&,
+                                                                         const EvidenceRows<double>&) noexcept;
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

@@ -17,5 +17,10 @@ ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries<double>(const C
                                                                          Index, const Scratch<double>&,
                                                                          const EvidenceRows<double>&) noexcept;
 
+ATTENTION_BALANCER_TEST_INSTANTIATE template class Decoder<float, float>;
+ATTENTION_BALANCER_TEST_INSTANTIATE template class Decoder<double, double>;
+ATTENTION_BALANCER_TEST_INSTANTIATE template class SplitWork<float, float>;
+ATTENTION_BALANCER_TEST_INSTANTIATE template class SplitWork<double, double>;
+
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::detail

@@ -78,7 +78,11 @@ class Evidence {
   }
 
   /// [keys] sum of u_i over the queries whose masks let them see the key.
-  std::span<const T> exposure(Index b, Index h) const { return row(exposure_, b, h, has_mass_ ? keys_ : 0); }
+  std::span<const T> exposure(Index b, Index h) const {
+    check_row(b, h);
+    const Index length = has_mass_ ? keys_ : 0;
+    return {exposure_.data() + (same_exposure_ ? b : b * heads_ + h) * length, static_cast<std::size_t>(length)};
+  }
 
   /// [queries] natural logarithm of the softmax denominator, sinks included; -inf for an empty row without a sink.
   std::span<const T> lse(Index b, Index h) const { return row(lse_, b, h, queries_); }
@@ -97,9 +101,12 @@ class Evidence {
 
   template <class U>
   std::span<const U> row(const std::vector<U>& values, Index b, Index h, Index length) const {
+    check_row(b, h);
+    return {values.data() + (b * heads_ + h) * length, static_cast<std::size_t>(length)};
+  }
+  void check_row(Index b, Index h) const {
     if (b < 0 || b >= batch_) detail::fail<ShapeError>("evidence batch index", b, bound("batch", batch_));
     if (h < 0 || h >= heads_) detail::fail<ShapeError>("evidence head index", h, bound("heads", heads_));
-    return {values.data() + (b * heads_ + h) * length, static_cast<std::size_t>(length)};
   }
   static std::string bound(const char* what, Index size) {
     return std::string("be in [0, ") + what + " = " + std::to_string(size) + ")";
@@ -108,6 +115,7 @@ class Evidence {
   Index batch_ = 0, heads_ = 0, queries_ = 0, keys_ = 0;
   bool has_mass_ = false;
   evidence::Kind kind_ = evidence::Kind::mass;
+  bool same_exposure_ = false;  // one row of exposure serves all heads of a batch item
   std::vector<T> mass_, exposure_, statistic_, lse_, entropy_, sink_mass_;
   std::vector<Index> empty_rows_;
 };
@@ -255,20 +263,25 @@ inline constexpr bool is_observation<Observation<T, Statistic>> = true;
 
 /// Write access for the kernels and the reference.
 struct EvidenceAccess {
-  /// Sizes the storage; allocates only when it grows.
+  /// Sizes the storage; allocates only when it grows. Everything is 0 then, but not the mass if `overwritten`: whole
+  /// passes over long arrays are what decoding can least afford. `same_exposure`: all heads have the same one.
   template <class T>
   static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass,
-                      evidence::Kind statistic) {
+                      evidence::Kind statistic, bool same_exposure = false, bool overwritten = false) {
     const auto rows = static_cast<std::size_t>(batch * heads);
     const auto per_key = with_mass ? rows * static_cast<std::size_t>(keys) : 0;
     // All memory first: what throws leaves the evidence as it was.
-    for (auto* x : {&e.mass_, &e.exposure_}) x->reserve(per_key);
+    const auto of_exposure = same_exposure ? per_key / static_cast<std::size_t>(heads) : per_key;
+    e.mass_.reserve(per_key);
+    e.exposure_.reserve(of_exposure);
     if (statistic != evidence::Kind::mass) e.statistic_.reserve(per_key);
     for (auto* x : {&e.lse_, &e.entropy_}) x->reserve(rows * static_cast<std::size_t>(queries));
     e.sink_mass_.reserve(rows);
     e.empty_rows_.reserve(rows);
-    e.mass_.assign(per_key, T(0));
-    e.exposure_.assign(per_key, T(0));
+    if (!overwritten) e.mass_.assign(per_key, T(0));
+    e.mass_.resize(per_key);
+    e.exposure_.assign(of_exposure, T(0));
+    e.same_exposure_ = same_exposure;
     e.statistic_.assign(statistic == evidence::Kind::mass ? 0 : per_key, T(0));
     e.lse_.assign(rows * static_cast<std::size_t>(queries), T(0));
     e.entropy_.assign(rows * static_cast<std::size_t>(queries), T(0));
@@ -294,7 +307,9 @@ struct EvidenceAccess {
   template <class T>
   static T* mass(Evidence<T>& e, Index row) { return e.mass_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
   template <class T>
-  static T* exposure(Evidence<T>& e, Index row) { return e.exposure_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
+  static T* exposure(Evidence<T>& e, Index row) {
+    return e.exposure_.data() + (e.same_exposure_ ? row / e.heads_ : row) * (e.has_mass_ ? e.keys_ : 0);
+  }
   template <class T>
   static T* statistic(Evidence<T>& e, Index row) { return e.statistic_.data() + row * (e.has_mass_ ? e.keys_ : 0); }
   template <class T>

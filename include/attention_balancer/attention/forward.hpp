@@ -9,6 +9,7 @@
 #include <thread>
 #include <type_traits>
 
+#include "attention_balancer/attention/decode.hpp"
 #include "attention_balancer/attention/detail/block.hpp"
 #include "attention_balancer/attention/policies.hpp"
 #include "attention_balancer/core/workspace.hpp"
@@ -213,7 +214,12 @@ void run_attention(Call<T>& call, P&... policies) {
 
   with_executor_and_workspace<T>(
       [&](Workspace& workspace, const auto& executor, Index concurrency) {
-        Worker<T>(call, evidence, workspace, concurrency).run(executor);
+        if (call.problem.queries <= decode_queries) {
+          const KeyValues<T> x = key_values_of(call);
+          Decoder<T, T>(call, x, evidence, workspace, concurrency).run(executor);
+        } else {
+          Worker<T>(call, evidence, workspace, concurrency).run(executor);
+        }
       },
       policies...);
 }

@@ -202,6 +202,12 @@ PolicyCalls<T> policy_calls(const Set& set) noexcept {
     fill(std::integral_constant<int, 1>{});
     fill(std::integral_constant<int, 2>{});
     fill(std::integral_constant<int, 3>{});
+    calls.bend_keys = [](const void* s, T* scores, const Place& at, bool partial) {
+      static_cast<const Set*>(s)->bend_keys(scores, at, partial);
+    };
+    calls.expose_keys = [](const void* s, const Place& at, T u, T* exposure) {
+      static_cast<const Set*>(s)->expose_keys(at, u, exposure);
+    };
   }
   return calls;
 }

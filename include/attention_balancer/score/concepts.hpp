@@ -70,10 +70,22 @@ class Site {
     return site;
   }
 
-  /// The same queries at another key.
+  /// A site whose lanes are keys first_key, first_key + 1, ... of one query.
+  static Site along_keys(Index batch, Index head, const Problem& problem, Index query, Index first_key) noexcept {
+    Site site{batch, head, problem.queries, problem.keys};
+    site.first_query_ = query;
+    site.query_step_ = 0;
+    site.query_ = S(static_cast<scalar>(query));
+    site.move_to_key(first_key);
+    return site;
+  }
+
+  /// The same queries at another key, or the same query at the keys from another one on.
   void move_to_key(Index key) noexcept {
     first_key_ = key;
     key_ = S(static_cast<scalar>(key));
+    // A lane past the last key stands at the last one.
+    if (query_step_ == 0) key_ = gather([](Index, Index j) { return j; });
   }
 
  private:

@@ -33,6 +33,9 @@ struct PolicyCalls {
   // By number of packs less one.
   void (*bend[block_packs])(const void*, T* scores, const Place&, bool partial, T* top) = {};
   void (*expose[block_packs])(const void*, const Place&, const T* u, T* exposure) = {};
+  // For scores of one query, keys side by side.
+  void (*bend_keys)(const void*, T* scores, const Place&, bool partial) = nullptr;
+  void (*expose_keys)(const void*, const Place&, T u, T* exposure) = nullptr;
 };
 
 /// Rows of K or V with unit feature stride.

@@ -133,7 +133,38 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     }
   }
 
+  /// The same for the scores of one query, keys side by side, in whole packs.
+  void bend_keys(T* scores, const Place& at, bool partial) const noexcept {
+    if (has_masks && partial)
+      bend_row<has_masks>(scores, at);
+    else
+      bend_row<false>(scores, at);
+  }
+
+  /// exposure [keys of the block] += u where the query sees the key.
+  void expose_keys(const Place& at, T u, T* exposure) const noexcept {
+    if constexpr (has_masks) {
+      auto site = Site<T>::along_keys(at.batch, at.head, *at.problem, at.first_query, at.key_begin);
+      for (Index j = at.key_begin; j < at.key_end; ++j) {
+        site.move_to_key(j);
+        if (visible(site)) exposure[j - at.key_begin] += u;
+      }
+    }
+  }
+
  private:
+  template <bool Masked>
+  ATTENTION_BALANCER_NOINLINE void bend_row(T* scores, const Place& at) const noexcept {
+    using S = simd::Pack<T>;
+    auto site = Site<S>::along_keys(at.batch, at.head, *at.problem, at.first_query, at.key_begin);
+    for (Index j = at.key_begin; j < at.key_end; j += simd::lanes<T>, scores += simd::lanes<T>) {
+      site.move_to_key(j);
+      S score = bend_score<S>(simd::load_aligned<S>(scores), site);
+      if constexpr (Masked) score = simd::select(visible(site), score, S(-infinity<T>));
+      simd::store_aligned(scores, score);
+    }
+  }
+
   template <int V>
   static void place_sites(Site<simd::Pack<T>> (&sites)[V], const Place& at) noexcept {
     for (int v = 0; v < V; ++v)

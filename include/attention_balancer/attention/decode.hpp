@@ -1,0 +1,315 @@
+#pragma once
+// Decoding, attention of few queries to many keys: the division of the work, the merge of what the splits found,
+// and the evidence.
+//
+// What limits it is reading the keys and values, once for all queries of all heads that share them.
+
+#include <atomic>
+#include <cstddef>
+#include <limits>
+#include <new>
+
+#include "attention_balancer/attention/detail/split.hpp"
+#include "attention_balancer/core/workspace.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// Up to so many queries a head decodes; more fill the lanes of the other kernel well enough. By the number of
+/// queries only: a head gets the same bits whichever heads share its keys.
+inline constexpr Index decode_queries = 8;
+
+/// Runs a decoding call: as Worker.
+template <Scalar T, class Stored>
+class Decoder {
+ public:
+  /// Reserves the memory; nothing is written before run.
+  Decoder(const Call<T>& call, const KeyValues<Stored>& x, Evidence<T>* evidence, Workspace& workspace,
+          Index concurrency)
+      : call_(call),
+        x_(x),
+        evidence_(evidence),
+        sizes_(call.problem),
+        groups_(call.problem.batch * call.problem.kv_heads),
+        with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none),
+        pack_keys_(x.keys.dim_stride != 1 && x.keys.dim > 1),
+        pack_values_(x.values.dim_stride != 1 && x.values.dim > 1) {
+    const Problem& p = call.problem;
+    for (Index b = 0; b < p.batch; ++b) splits_ = std::max(splits_, Splits(x.length(b)).count);
+    slots_ = std::clamp(concurrency, Index(1), groups_ * splits_);
+    // A worker that finishes the last split of a group merges it while the scores are near; but with few groups the
+    // others would stand idle meanwhile.
+    merge_at_once_ = slots_ == 1 || groups_ >= 4 * slots_;
+    kept_stride_ = with_mass_ && p.queries > 1 ? DecodeSizes<T>::padded(p.keys) : 0;
+    Index bytes = layout(nullptr);
+    memory_ = workspace.reserve(static_cast<std::size_t>(bytes));
+    layout(memory_);
+  }
+
+  template <class Run>
+  void run(const Run& executor) {
+    const Problem& p = call_.problem;
+    if (evidence_ != nullptr)
+      EvidenceAccess::reshape(*evidence_, p.batch, p.heads, p.queries, p.keys, with_mass_, call_.statistic,
+                              !call_.policies.has_masks, true);
+    for (Index g = 0; g < groups_; ++g) new (left_ + g) std::atomic<Index>(splits_of(g).count);
+    share(executor, groups_ * splits_, [this](Index item, const DecodeScratch<T, Stored>& scratch) {
+      const Index group = item / splits_, split = item % splits_;
+      if (split >= splits_of(group).count) return;
+      attend(group, split, scratch);
+      if (left_[group].fetch_sub(1, std::memory_order_acq_rel) == 1 && merge_at_once_) {
+        merge(group, scratch);
+        if (with_mass_)
+          for (Index s = 0; s < splits_of(group).count; ++s) add_mass(group, s, scratch);
+      }
+    });
+    if (!merge_at_once_) {
+      share(executor, groups_,
+            [this](Index group, const DecodeScratch<T, Stored>& scratch) { merge(group, scratch); });
+      if (with_mass_)
+        share(executor, groups_ * splits_, [this](Index item, const DecodeScratch<T, Stored>& scratch) {
+          if (item % splits_ < splits_of(item / splits_).count) add_mass(item / splits_, item % splits_, scratch);
+        });
+    }
+    if (evidence_ != nullptr) total();
+  }
+
+ private:
+  /// Sets the pointers from `memory` on, aligned to 64 bytes, if it is not null; returns the number of bytes used.
+  Index layout(std::byte* memory) {
+    Index used = 0;
+    auto take = [&](auto*& pointer, Index rows, Index columns) {
+      const Index size = static_cast<Index>(sizeof(*pointer));
+      if (multiply_overflows(rows, columns) || multiply_overflows(rows * columns, size) ||
+          rows * columns * size > std::numeric_limits<Index>::max() / 2 - used)
+        throw std::bad_alloc();
+      if (memory != nullptr) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
+      used += (rows * columns * size + 63) / 64 * 64;
+    };
+    slot_bytes_ = 0;
+    DecodeScratch<T, Stored> scratch;
+    scratch.carve(sizes_, call_.problem, pack_keys_, pack_values_, splits_, take);
+    slot_bytes_ = used;
+    used = 0;
+    take(slot_memory_, slots_, slot_bytes_);
+    take(records_, groups_ * splits_, sizes_.record());
+    take(outputs_, groups_ * sizes_.rows, sizes_.value_dim);
+    take(results_, groups_, sizes_.rows);
+    take(kept_, kept_stride_ > 0 ? groups_ * sizes_.rows : 0, kept_stride_);
+    take(left_, Index(1), groups_);
+    return used;
+  }
+
+  /// f(item, scratch) for all items, taken in order by whichever slot is free.
+  template <class Run, class F>
+  void share(const Run& executor, Index items, F f) {
+    std::atomic<Index> next{0};
+    executor.for_each(std::min(slots_, items), [&](Index slot) {
+      Index used = 0;
+      std::byte* const memory = slot_memory_ + slot * slot_bytes_;
+      DecodeScratch<T, Stored> scratch;
+      scratch.carve(sizes_, call_.problem, pack_keys_, pack_values_, splits_,
+                    [&](auto*& pointer, Index rows, Index columns) {
+                      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
+                      used += (rows * columns * static_cast<Index>(sizeof(*pointer)) + 63) / 64 * 64;
+                    });
+      for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
+    });
+  }
+
+  Splits splits_of(Index group) const noexcept { return Splits(x_.length(group / call_.problem.kv_heads)); }
+
+  Problem problem_of(Index group) const noexcept {
+    Problem p = call_.problem;
+    p.keys = x_.length(group / p.kv_heads);
+    return p;
+  }
+
+  /// The query head and the query of a row of a group, and the head's place in the evidence.
+  struct Row {
+    Index batch, head, query, in_evidence;
+  };
+  Row row(Index group, Index r) const noexcept {
+    const Problem& p = call_.problem;
+    const Index batch = group / p.kv_heads, head = group % p.kv_heads * (p.heads / p.kv_heads) + r / p.queries;
+    return {batch, head, r % p.queries, batch * p.heads + head};
+  }
+
+  T* record(Index group, Index split) const noexcept {
+    return records_ + (group * splits_ + split) * sizes_.record();
+  }
+  const RowSoftmax<T>* states(Index group, Index split) const noexcept {
+    return reinterpret_cast<const RowSoftmax<T>*>(record(group, split) + sizes_.rows * sizes_.value_dim);
+  }
+
+  /// Where the scores of a group's rows are kept until the mass is known: of single queries in the place of the
+  /// mass.
+  T* kept(Index group) const noexcept {
+    if (!with_mass_) return nullptr;
+    if (kept_stride_ > 0) return kept_ + group * sizes_.rows * kept_stride_;
+    return EvidenceAccess::mass(*evidence_, row(group, 0).in_evidence);
+  }
+  Index kept_stride() const noexcept { return kept_stride_ > 0 ? kept_stride_ : call_.problem.keys; }
+
+  ATTENTION_BALANCER_NOINLINE void attend(Index group, Index split,
+                                          const DecodeScratch<T, Stored>& scratch) noexcept {
+    const Problem p = problem_of(group);
+    const Splits splits(p.keys);
+    const Index begin = split * splits.length, end = std::min(begin + splits.length, p.keys);
+    SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, split),
+                         kept(group), kept_stride())
+        .run(begin, end);
+  }
+
+  ATTENTION_BALANCER_NOINLINE void merge(Index group, const DecodeScratch<T, Stored>& scratch) noexcept {
+    using S = simd::Pack<T>;
+    const Problem& p = call_.problem;
+    const Index count = splits_of(group).count;
+    for (Index r = 0; r < sizes_.rows; ++r) {
+      const Row at = row(group, r);
+      auto part = [&](Index s) -> const RowSoftmax<T>& { return states(group, s)[r]; };
+      const T sink = call_.sinks != nullptr ? call_.sink_logit(call_.sinks, at.head) : -infinity<T>;
+      RowResult<T>& result = results_[group * sizes_.rows + r] = merge_row(count, part, sink, scratch.factors);
+      if (evidence_ != nullptr) {
+        EvidenceAccess::lse(*evidence_, at.in_evidence)[at.query] = result.lse;
+        EvidenceAccess::entropy(*evidence_, at.in_evidence)[at.query] = result.entropy;
+      }
+      if (p.value_dim == 0) continue;
+      T* output = outputs_ + (group * sizes_.rows + r) * sizes_.value_dim;
+      for (Index c = 0; c < sizes_.value_dim; c += simd::lanes<T>) {
+        S sum(T(0));
+        for (Index s = 0; s < count; ++s)
+          sum = simd::fma(simd::load_aligned<S>(record(group, s) + r * sizes_.value_dim + c), S(scratch.factors[s]),
+                          sum);
+        simd::store_aligned(output + c, sum);
+      }
+      T* to = &call_.out(at.batch, at.head, at.query, 0);
+      for (Index c = 0; c < p.value_dim; ++c) to[c * call_.out.dim_stride] = output[c];
+    }
+  }
+
+  /// Mass, exposure and statistic of the keys of one split.
+  ATTENTION_BALANCER_NOINLINE void add_mass(Index group, Index split,
+                                            const DecodeScratch<T, Stored>& scratch) noexcept {
+    const Problem p = problem_of(group);
+    const Splits splits(p.keys);
+    const Index begin = split * splits.length, end = std::min(begin + splits.length, p.keys);
+    for (Index g = 0; g < p.heads / p.kv_heads; ++g) {
+      const Row first = row(group, g * p.queries);
+      T* const mass = EvidenceAccess::mass(*evidence_, first.in_evidence);
+      T u_of_head(0);
+      bool written = false;
+      for (Index i = 0; i < p.queries; ++i) {
+        const Index r = g * p.queries + i;
+        const T u = call_.weights.template weight<T>(i, call_.problem.queries);
+        if (u == T(0)) continue;
+        u_of_head += u;
+        const T* scores = kept(group) + r * kept_stride() + begin;
+        const RowResult<T>& result = results_[group * sizes_.rows + r];
+        if (call_.statistic != evidence::Kind::mass)
+          add_statistic(p, group, r, u, begin, end, scores,
+                        EvidenceAccess::statistic(*evidence_, first.in_evidence), scratch);
+        if (!written)
+          for_scores(scores, end - begin, mass + begin,
+                     [&]<class S>(const S& s, Index) { return S(u) * probability(s, result); });
+        else
+          for_scores(scores, end - begin, mass + begin, [&]<class S>(const S& s, Index j) {
+            return simd::fma(S(u), probability(s, result), simd::load<S>(mass + begin + j));
+          });
+        written = true;
+        if (call_.policies.has_masks) expose(p, first, i, u, begin, end);
+      }
+      if (!written) std::fill(mass + begin, mass + end, T(0));
+      if (!call_.policies.has_masks && first.head == 0)
+        std::fill_n(EvidenceAccess::exposure(*evidence_, first.in_evidence) + begin, end - begin, u_of_head);
+      if (split + 1 == splits.count) std::fill(mass + end, mass + call_.problem.keys, T(0));
+    }
+  }
+
+  void expose(const Problem& p, const Row& first, Index query, T u, Index begin, Index end) noexcept {
+    T* exposure = EvidenceAccess::exposure(*evidence_, first.in_evidence);
+    for (; begin < end; begin += block_keys) {
+      const Index to = std::min(begin + block_keys, end);
+      const auto coverage = call_.policies.classify(
+          call_.policies.policies, {query, query + 1, begin, to, first.batch, first.head, p.queries, p.keys});
+      if (coverage == mask::Coverage::partial)
+        call_.policies.expose_keys(call_.policies.policies, {&p, first.batch, first.head, query, begin, to}, u,
+                                   exposure + begin);
+      else if (coverage == mask::Coverage::full)
+        for (Index j = begin; j < to; ++j) exposure[j] += u;
+    }
+  }
+
+  ATTENTION_BALANCER_NOINLINE void add_statistic(const Problem& p, Index group, Index r, T u, Index begin,
+                                                 Index end, const T* scores, T* statistic,
+                                                 const DecodeScratch<T, Stored>& scratch) noexcept {
+    const RowResult<T>& row = results_[group * sizes_.rows + r];
+    T* const into = statistic + begin;
+    const Index count = end - begin;
+    if (call_.statistic == evidence::Kind::squares)
+      return for_scores(scores, count, into, [&]<class S>(const S& s, Index j) {
+        const S x = probability(s, row);
+        return simd::fma(x * S(u), x, simd::load<S>(into + j));
+      });
+    if (call_.statistic == evidence::Kind::maximum)
+      return for_scores(scores, count, into, [&]<class S>(const S& s, Index j) {
+        return Larger{}(simd::load<S>(into + j), probability(s, row) * S(u));
+      });
+    if (call_.statistic == evidence::Kind::squared_odds)
+      return for_scores(scores, count, into, [&]<class S>(const S& s, Index j) {
+        return simd::fma(squared_odds<T>(probability(s, row)), S(u), simd::load<S>(into + j));
+      });
+    const T* output = outputs_ + (group * sizes_.rows + r) * sizes_.value_dim;
+    for (Index from = begin; from < end; from += block_keys) {
+      const Index to = std::min(from + block_keys, end);
+      SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, 0), nullptr,
+                           0)
+          .distances(from, to, output);
+      T* const change = statistic + from;
+      for_scores(scores + (from - begin), to - from, change, [&]<class S>(const S& s, Index j) {
+        const S x = probability(s, row);
+        const S term = S(u) * squared_odds<T>(x) * simd::load<S>(scratch.spare + j);
+        // A masked value may be anything: its p of 0 must not meet it.
+        return simd::load<S>(change + j) + simd::select(x == S(T(0)), S(T(0)), term);
+      });
+    }
+  }
+
+  /// What is counted by row.
+  void total() noexcept {
+    const Problem& p = call_.problem;
+    for (Index g = 0; g < groups_; ++g)
+      for (Index r = 0; r < sizes_.rows; ++r) {
+        const Row at = row(g, r);
+        const RowResult<T>& result = results_[g * sizes_.rows + r];
+        if (result.empty) ++*EvidenceAccess::empty_rows(*evidence_, at.in_evidence);
+        if (!with_mass_) continue;
+        const T u = call_.weights.template weight<T>(at.query, p.queries);
+        if (u != T(0)) *EvidenceAccess::sink_mass(*evidence_, at.in_evidence) += u * result.sink;
+      }
+  }
+
+  const Call<T>& call_;
+  const KeyValues<Stored>& x_;
+  Evidence<T>* evidence_;
+  const DecodeSizes<T> sizes_;
+  Index groups_;
+  bool with_mass_, pack_keys_, pack_values_, merge_at_once_ = true;
+  Index splits_ = 1, slots_ = 1, slot_bytes_ = 0, kept_stride_ = 0;
+  std::byte *memory_ = nullptr, *slot_memory_ = nullptr;
+  T *records_ = nullptr, *outputs_ = nullptr, *kept_ = nullptr;
+  RowResult<T>* results_ = nullptr;
+  std::atomic<Index>* left_ = nullptr;
+};
+
+/// Keys and values of a call on plain tensors.
+template <Scalar T>
+KeyValues<T> key_values_of(const Call<T>& call) noexcept {
+  KeyValues<T> x;
+  x.keys = call.k;
+  x.values = call.v;
+  return x;
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

@@ -1,0 +1,195 @@
+#pragma once
+// The two matrix products of decoding as register tiles, for few rows: the queries of the heads that share a key
+// head.
+//
+// Lanes are features. A tile of R rows shares each load (and conversion) of a key or value. Keys and values are
+// named by a table of addresses, one each, so that it makes no difference where they lie. What a row gets does not
+// depend on the rows beside it: every sum has one order.
+
+#include <algorithm>
+
+#include "attention_balancer/attention/detail/statistic.hpp"
+#include "attention_balancer/attention/detail/tile.hpp"
+#include "attention_balancer/simd/convert.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// Rows of a tile, at most.
+inline constexpr int decode_rows = 4;
+
+/// Keys of a tile of R rows: a power of two; enough accumulators to fill one transposing tree and to hide the
+/// latency.
+template <Scalar T, int R>
+inline constexpr int decode_keys = std::max(simd::lanes<T>, 8) / (R == 3 ? 4 : R);
+
+/// Keys that a table of addresses must go on for behind the last one, repeating it.
+inline constexpr Index table_slack = 16;
+
+/// Asks for the cache line of a feature of a row that will be read soon, while the same place of another row is
+/// worked on. Evenly spread: a core has few places for lines that are on their way, and waits when they are all
+/// taken.
+template <int Lanes, class Stored>
+ATTENTION_BALANCER_INLINE void ask_ahead(const Stored* row, Index feature) noexcept {
+  constexpr Index per_line = 64 / static_cast<Index>(sizeof(Stored));
+  if constexpr (Lanes % per_line == 0)
+    simd::prefetch(row + feature);
+  else if (feature % per_line == 0)
+    simd::prefetch(row + feature);
+}
+
+/// into [R, K] at `stride` = each accumulator summed over its lanes, by trees that take `lanes` of them at a time.
+template <Scalar T, int R, int K>
+ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* into, Index stride) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  S tree[n];
+  if constexpr (K >= n) {
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < K; k += n) {
+      ATTENTION_BALANCER_UNROLL
+      for (int i = 0; i < n; ++i) tree[i] = sums[r][k + i];
+      simd::store(into + r * stride + k, simd::reduce_each(tree, Add{}));
+    }
+  } else {
+    constexpr int rows = n / K;
+    alignas(64) T lane[n];
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; r += rows) {
+      ATTENTION_BALANCER_UNROLL
+      for (int i = 0; i < n; ++i) tree[i] = r + i / K < R ? sums[std::min(r + i / K, R - 1)][i % K] : S(T(0));
+      simd::store_aligned(lane, simd::reduce_each(tree, Add{}));
+      ATTENTION_BALANCER_UNROLL
+      for (int i = 0; i < n; ++i)
+        if (r + i / K < R) into[(r + i / K) * stride + i % K] = lane[i];
+    }
+  }
+}
+
+/// scores [R, count] = Q K^T, queries [R, D] at query_stride, a multiple of the lanes, with zeros behind D. Writes
+/// up to table_slack numbers more than `count` in each row. `ahead`: rows that will be read soon; any, such as
+/// `keys`.
+template <Scalar T, class Stored, int R>
+ATTENTION_BALANCER_NOINLINE void score_rows(const T* queries, Index query_stride, const Stored* const* keys,
+                                            Index count, Index dim, T* scores, Index score_stride,
+                                            const Stored* const* ahead) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>, K = decode_keys<T, R>;
+  const Index whole = dim / n * n;
+  for (Index j = 0; j < count; j += K) {
+    S sums[R][K];
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < K; ++k) sums[r][k] = S(T(0));
+    auto step = [&](Index c, auto load) {
+      S q[R];
+      ATTENTION_BALANCER_UNROLL
+      for (int r = 0; r < R; ++r) q[r] = simd::load_aligned<S>(queries + r * query_stride + c);
+      ATTENTION_BALANCER_UNROLL
+      for (int k = 0; k < K; ++k) {
+        ask_ahead<n>(ahead[j + k], c);
+        const S x = simd::in_register(load(keys[j + k] + c));
+        ATTENTION_BALANCER_UNROLL
+        for (int r = 0; r < R; ++r) sums[r][k] = simd::fma(q[r], x, sums[r][k]);
+      }
+    };
+    for (Index c = 0; c < whole; c += n) step(c, [](const Stored* at) { return simd::load_as<S>(at); });
+    if (whole < dim)
+      step(whole,
+           [left = static_cast<int>(dim - whole)](const Stored* at) { return simd::load_first_as<S>(at, left); });
+    sum_lanes<T, R, K>(sums, scores + j, score_stride);
+  }
+}
+
+/// Packs of features of a value tile of R rows: with the accumulators, the weights and the values fit the
+/// registers.
+template <int R>
+inline constexpr int decode_packs = has_32_registers ? (R <= 2 ? 8 : 4)
+                                                     : (R == 1   ? 8
+                                                        : R == 2 ? 4
+                                                                 : 2);
+
+/// output [R, C packs] += weights [R, count] V, for the features from where the addresses point, plus `at`.
+template <Scalar T, class Stored, int R, int C, bool Partial>
+ATTENTION_BALANCER_INLINE void value_columns(const T* weights, Index weight_stride, const Stored* const* values,
+                                             Index at, Index count, int features, T* output, Index output_stride,
+                                             const Stored* const* ahead) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  S sums[R][C];
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+  for (int c = 0; c < C; ++c) sums[r][c] = simd::load_aligned<S>(output + r * output_stride + c * n);
+  for (Index j = 0; j < count; ++j) {
+    const Stored* value = values[j] + at;
+    S x[C];
+    ATTENTION_BALANCER_UNROLL
+    for (int c = 0; c < C; ++c) {
+      ask_ahead<n>(ahead[j], at + c * n);
+      if constexpr (Partial)
+        x[c] = simd::load_first_as<S>(value + c * n, features);
+      else
+        x[c] = simd::in_register(simd::load_as<S>(value + c * n));
+    }
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const S weight(weights[r * weight_stride + j]);
+      ATTENTION_BALANCER_UNROLL
+      for (int c = 0; c < C; ++c) sums[r][c] = simd::fma(weight, x[c], sums[r][c]);
+    }
+  }
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+  for (int c = 0; c < C; ++c) simd::store_aligned(output + r * output_stride + c * n, sums[r][c]);
+}
+
+/// output [R, Dv] += weights [R, count] V. Rows of the output are padded to whole packs.
+template <Scalar T, class Stored, int R, int C = decode_packs<R>>
+ATTENTION_BALANCER_NOINLINE void value_rows(const T* weights, Index weight_stride, const Stored* const* values,
+                                            Index at, Index count, Index dim, T* output, Index output_stride,
+                                            const Stored* const* ahead) noexcept {
+  constexpr Index width = Index(C) * simd::lanes<T>;
+  for (; at + width <= dim; at += width)
+    value_columns<T, Stored, R, C, false>(weights, weight_stride, values, at, count, 0, output + at, output_stride,
+                                          ahead);
+  if (at == dim) return;
+  if constexpr (C > 1)
+    value_rows<T, Stored, R, C / 2>(weights, weight_stride, values, at, count, dim, output, output_stride, ahead);
+  else
+    value_columns<T, Stored, R, 1, true>(weights, weight_stride, values, at, count, static_cast<int>(dim - at),
+                                         output + at, output_stride, ahead);
+}
+
+/// distances [count] = |v_j - o|^2 for one row o [Dv], zeros behind; v_j is scales[j] times what is stored if
+/// `scales` is not null. Writes up to table_slack numbers more.
+template <Scalar T, class Stored>
+ATTENTION_BALANCER_NOINLINE void distance_row(const T* output, const Stored* const* values, const T* scales,
+                                              Index count, Index dim, T* distances) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>, K = decode_keys<T, 1>;
+  const Index whole = dim / n * n;
+  for (Index j = 0; j < count; j += K) {
+    S sums[1][K];
+    ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < K; ++k) sums[0][k] = S(T(0));
+    auto step = [&](Index c, auto load) {
+      const S o = simd::load_aligned<S>(output + c);
+      ATTENTION_BALANCER_UNROLL
+      for (int k = 0; k < K; ++k) {
+        S v = load(values[j + k] + c);
+        if (scales != nullptr) v = v * S(scales[j + k]);
+        const S d = v - o;
+        sums[0][k] = simd::fma(d, d, sums[0][k]);
+      }
+    };
+    for (Index c = 0; c < whole; c += n) step(c, [](const Stored* x) { return simd::load_as<S>(x); });
+    if (whole < dim)
+      step(whole,
+           [left = static_cast<int>(dim - whole)](const Stored* x) { return simd::load_first_as<S>(x, left); });
+    sum_lanes<T, 1, K>(sums, distances + j, 0);
+  }
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

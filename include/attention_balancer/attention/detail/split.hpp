@@ -1,0 +1,303 @@
+#pragma once
+// Decoding: attention of the few queries of all heads that share a key head, over one split of the keys.
+//
+// The rows of a group are its queries, head by head. Scores, weights and outputs of the rows of a group lie row by
+// row: lanes are keys, then features. A split is walked in blocks of keys; while the scores of a block are computed
+// its values are asked for from memory, and while the values are added, the keys of the next block.
+
+#include <algorithm>
+
+#include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/detail/key_values.hpp"
+#include "attention_balancer/softmax/row_softmax.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// How the keys of a sequence are cut, by their own number only: results depend neither on who computes the splits
+/// nor on other sequences.
+struct Splits {
+  Index length, count;
+
+  explicit Splits(Index keys) noexcept
+      : length((std::clamp(keys / 16, Index(512), Index(4096)) + block_keys - 1) / block_keys * block_keys),
+        count(std::max(Index(1), (keys + length - 1) / length)) {}
+};
+
+/// Sizes of a decoding call.
+template <Scalar T>
+struct DecodeSizes {
+  Index rows;            // queries of the heads of a group
+  Index dim, value_dim;  // padded to whole packs
+  static constexpr Index strip = block_keys + table_slack;
+
+  explicit DecodeSizes(const Problem& p) noexcept
+      : rows(p.heads / p.kv_heads * p.queries), dim(padded(p.dim)), value_dim(padded(p.value_dim)) {}
+
+  static Index padded(Index n) noexcept { return (n + 15) / 16 * 16; }
+
+  /// Numbers in the record of a split: outputs [rows, value_dim], states [rows, 3].
+  Index record() const noexcept { return rows * value_dim + padded(3 * rows); }
+};
+
+/// Memory of one worker.
+template <Scalar T, class Stored>
+struct DecodeScratch {
+  T *queries, *strip, *spare;           // [rows, D], [rows, block_keys], the same
+  T *key_scales, *value_scales;         // [block_keys]
+  const Stored** keys[2];               // addresses of the keys of a block and of the next one
+  const Stored** values;                // [block_keys]
+  Stored *packed_keys, *packed_values;  // [block_keys, D], only for strided features
+  unsigned char* coverage;              // [rows]: what the masks leave of a block, by row
+  T* factors;                           // [splits]
+
+  /// As Scratch::carve. `size` sees the number of bytes of each array, for the check of overflow.
+  template <class Take>
+  void carve(const DecodeSizes<T>& sizes, const Problem& p, bool pack_keys, bool pack_values, Index splits,
+             Take take) {
+    take(queries, sizes.rows, sizes.dim);
+    take(strip, sizes.rows, DecodeSizes<T>::strip);
+    take(spare, sizes.rows, DecodeSizes<T>::strip);
+    take(key_scales, Index(1), DecodeSizes<T>::strip);
+    take(value_scales, Index(1), DecodeSizes<T>::strip);
+    take(keys[0], Index(1), DecodeSizes<T>::strip);
+    take(keys[1], Index(1), DecodeSizes<T>::strip);
+    take(values, Index(1), DecodeSizes<T>::strip);
+    take(packed_keys, pack_keys ? block_keys : 0, p.dim);
+    take(packed_values, pack_values ? block_keys : 0, p.value_dim);
+    take(coverage, Index(1), sizes.rows);
+    take(factors, Index(1), splits);
+  }
+};
+
+/// Runs f with R as a constant for tiles of at most decode_rows rows: f(constant, first row).
+template <class F>
+ATTENTION_BALANCER_INLINE void for_row_tiles(Index rows, F f) noexcept {
+  Index r = 0;
+  for (; r + decode_rows <= rows; r += decode_rows) f(std::integral_constant<int, decode_rows>{}, r);
+  if (rows - r == 3) f(std::integral_constant<int, 3>{}, r);
+  if (rows - r == 2) f(std::integral_constant<int, 2>{}, r);
+  if (rows - r == 1) f(std::integral_constant<int, 1>{}, r);
+}
+
+/// One split of one group.
+template <Scalar T, class Stored>
+class SplitWork {
+ public:
+  /// `record` is written; `kept` [rows, Nk at kept_stride] receives the scores, or is null.
+  SplitWork(const Call<T>& call, const KeyValues<Stored>& x, const Problem& problem, Index batch, Index kv_head,
+            const DecodeScratch<T, Stored>& scratch, T* record, T* kept, Index kept_stride) noexcept
+      : call_(call),
+        x_(x),
+        p_(problem),
+        sizes_(problem),
+        batch_(batch),
+        kv_head_(kv_head),
+        group_(p_.heads / p_.kv_heads),
+        s_(scratch),
+        output_(record),
+        states_(reinterpret_cast<RowSoftmax<T>*>(record + sizes_.rows * sizes_.value_dim)),
+        kept_(kept),
+        kept_stride_(kept_stride) {}
+
+  void run(Index begin, Index end) noexcept {
+    load_queries();
+    attend(begin, end, false);
+    // A value that is infinite or not a number may have met the weight 0 of a row that does not see it. That shows
+    // in the output, and is rare.
+    const T* const all = output_;
+    if (!all_finite<T, 1>(all, sizes_.rows * sizes_.value_dim / simd::lanes<T>)) attend(begin, end, true);
+  }
+
+  /// |v_j - o|^2 for the keys [begin, end) of a block into the spare strip; output [Dv], zeros behind.
+  void distances(Index begin, Index end, const T* output) noexcept {
+    locate(x_.values, begin, end, s_.values, s_.packed_values);
+    const bool scaled = x_.value_scales.data != nullptr;
+    if (scaled) load_scales(x_.value_scales, begin, end, s_.value_scales);
+    distance_row<T, Stored>(output, s_.values, scaled ? s_.value_scales : nullptr, end - begin, p_.value_dim,
+                            s_.spare);
+  }
+
+ private:
+  static constexpr int n = simd::lanes<T>;
+
+  void load_queries() noexcept {
+    const TensorView<const T>& q = call_.q;
+    const float* channel = x_.channel_scales == nullptr ? nullptr : x_.channel_scales + kv_head_ * p_.dim;
+    for (Index r = 0; r < sizes_.rows; ++r) {
+      const T* from = &q(batch_, kv_head_ * group_ + r / p_.queries, r % p_.queries, 0);
+      T* to = s_.queries + r * sizes_.dim;
+      for (Index c = 0; c < p_.dim; ++c) to[c] = from[c * q.dim_stride] * call_.scale;
+      if (channel != nullptr)
+        for (Index c = 0; c < p_.dim; ++c) to[c] *= static_cast<T>(channel[c]);
+      std::fill(to + p_.dim, to + sizes_.dim, T(0));
+    }
+  }
+
+  /// Addresses of the rows [begin, end) of keys or values, the last one repeated table_slack times.
+  void locate(const TensorView<const Stored>& view, Index begin, Index end, const Stored** table,
+              Stored* packed) const noexcept {
+    const Index dim = view.dim;
+    for_runs(x_, view, batch_, kv_head_, begin, end,
+             [&](const Stored* row, Index stride, Index first, Index count) {
+               if (view.dim_stride != 1 && dim > 1) {
+                 Stored* to = packed + (first - begin) * dim;
+                 if constexpr (std::is_same_v<Stored, T>)
+                   copy_matrix(to, dim, Index(1), row, stride, view.dim_stride, count, dim);
+                 else
+                   for (Index j = 0; j < count; ++j)
+                     for (Index c = 0; c < dim; ++c) to[j * dim + c] = row[j * stride + c * view.dim_stride];
+                 row = to, stride = dim;
+               }
+               for (Index j = 0; j < count; ++j) table[first - begin + j] = row + j * stride;
+             });
+    for (Index j = end - begin; j < end - begin + table_slack; ++j) table[j] = table[end - begin - 1];
+  }
+
+  /// Scales of the rows [begin, end).
+  void load_scales(const TensorView<const float>& view, Index begin, Index end, T* scales) const noexcept {
+    for (Index j = begin; j < end;) {
+      const Index page = x_.table.given() ? x_.table[batch_ * x_.table_stride + j / view.length] : batch_;
+      const Index at = x_.table.given() ? j % view.length : j, count = std::min(end - j, view.length - at);
+      const float* from = &view(page, kv_head_, at, 0);
+      for (Index i = 0; i < count; ++i) scales[j - begin + i] = static_cast<T>(from[i * view.length_stride]);
+      j += count;
+    }
+    std::fill_n(scales + (end - begin), table_slack, T(0));
+  }
+
+  /// What the masks leave of a block, by head; whether anything is left.
+  bool cover(Index begin, Index end) noexcept {
+    if (!call_.policies.has_masks) return true;
+    bool any = false;
+    for (Index g = 0; g < group_; ++g) {
+      const auto coverage = call_.policies.classify(
+          call_.policies.policies, {0, p_.queries, begin, end, batch_, kv_head_ * group_ + g, p_.queries, p_.keys});
+      s_.coverage[g] = static_cast<unsigned char>(coverage);
+      any = any || coverage != mask::Coverage::skip;
+    }
+    return any;
+  }
+
+  mask::Coverage coverage(Index row) const noexcept {
+    return call_.policies.has_masks ? static_cast<mask::Coverage>(s_.coverage[row / p_.queries])
+                                    : mask::Coverage::full;
+  }
+
+  void attend(Index begin, Index end, bool guard) noexcept {
+    std::fill_n(output_, sizes_.rows * sizes_.value_dim, T(0));
+    std::fill_n(states_, sizes_.rows, RowSoftmax<T>{});
+    const bool pack_keys = x_.keys.dim_stride != 1 && x_.keys.dim > 1;
+    Index located = -1, half = 0;  // the block whose keys are located, and in which of the two tables
+    for (Index from = begin; from < end; from += block_keys) {
+      const Index to = std::min(from + block_keys, end), count = to - from;
+      if (!cover(from, to)) {
+        if (kept_ != nullptr)
+          for (Index r = 0; r < sizes_.rows; ++r) std::fill_n(kept_ + r * kept_stride_ + from, count, -infinity<T>);
+        continue;
+      }
+      if (located != from) locate(x_.keys, from, to, s_.keys[half], s_.packed_keys);
+      const Stored* const* keys = s_.keys[half];
+      const Stored *const *values = keys, *const *next = s_.values;
+      if (p_.value_dim > 0) {
+        locate(x_.values, from, to, s_.values, s_.packed_values);
+        values = s_.values;
+        if (x_.value_scales.data != nullptr) load_scales(x_.value_scales, from, to, s_.value_scales);
+        if (to < end && !pack_keys) {
+          half = 1 - half;
+          located = to;
+          const Index last = std::min(to + block_keys, end);
+          locate(x_.keys, to, last, s_.keys[half], nullptr);
+          // A shorter block, the last one, is asked for again and again at its last keys: they are there by then.
+          for (Index j = last - to + table_slack; j < DecodeSizes<T>::strip; ++j)
+            s_.keys[half][j] = s_.keys[half][last - to];
+          next = s_.keys[half];
+        }
+      }
+      score(keys, from, to, values);
+      if (guard) std::copy_n(s_.strip, sizes_.rows * DecodeSizes<T>::strip, s_.spare);
+      weigh(count);
+      if (p_.value_dim > 0) guard ? add_guarded(count) : add(count, next);
+    }
+  }
+
+  /// Scores of a block into the strip, after all policies, -inf behind them.
+  void score(const Stored* const* keys, Index from, Index to, const Stored* const* values) noexcept {
+    const Index count = to - from, stride = DecodeSizes<T>::strip;
+    for_row_tiles(sizes_.rows, [&]<int R>(std::integral_constant<int, R>, Index r) {
+      score_rows<T, Stored, R>(s_.queries + r * sizes_.dim, sizes_.dim, keys, count, p_.dim, s_.strip + r * stride,
+                               stride, r == 0 ? values : keys);
+    });
+    const bool scaled = x_.key_scales.data != nullptr;
+    if (scaled) load_scales(x_.key_scales, from, to, s_.key_scales);
+    for (Index r = 0; r < sizes_.rows; ++r) {
+      T* row = s_.strip + r * stride;
+      if (scaled) multiply_rows<T, 1>(row, s_.key_scales, (count + n - 1) / n);
+      const auto covered = coverage(r);
+      if (covered == mask::Coverage::skip) {
+        std::fill_n(row, stride, -infinity<T>);
+      } else {
+        const bool partial = covered == mask::Coverage::partial;
+        if (partial || call_.policies.has_modifiers)
+          call_.policies.bend_keys(call_.policies.policies, row,
+                                   {&p_, batch_, kv_head_ * group_ + r / p_.queries, r % p_.queries, from, to},
+                                   partial);
+        std::fill(row + count, row + stride, -infinity<T>);
+      }
+      if (kept_ != nullptr) std::copy_n(row, count, kept_ + r * kept_stride_ + from);
+    }
+  }
+
+  template <Scalar U, int>
+  static void multiply_rows(U* x, const U* factors, Index packs) noexcept {
+    using S = simd::Pack<U>;
+    for (Index i = 0; i < packs; ++i)
+      simd::store_aligned(x + i * n, simd::load_aligned<S>(x + i * n) * simd::load_aligned<S>(factors + i * n));
+  }
+
+  /// Scores become weights; what is already added up comes down to the new tops.
+  void weigh(Index count) noexcept {
+    const Index whole = (count + n - 1) / n * n;
+    for (Index r = 0; r < sizes_.rows; ++r) {
+      T* row = s_.strip + r * DecodeSizes<T>::strip;
+      const T shrink = weigh_row(row, whole, states_[r]);
+      if (shrink != T(1)) {
+        T* output = output_ + r * sizes_.value_dim;
+        for (Index c = 0; c < sizes_.value_dim; ++c) output[c] *= shrink;
+      }
+      if (x_.value_scales.data != nullptr) multiply_rows<T, 1>(row, s_.value_scales, whole / n);
+    }
+  }
+
+  void add(Index count, const Stored* const* next) noexcept {
+    constexpr Index stride = DecodeSizes<T>::strip;
+    for_row_tiles(sizes_.rows, [&]<int R>(std::integral_constant<int, R>, Index r) {
+      value_rows<T, Stored, R>(s_.strip + r * stride, stride, s_.values, 0, count, p_.value_dim,
+                               output_ + r * sizes_.value_dim, sizes_.value_dim, r == 0 ? next : s_.values);
+    });
+  }
+
+  /// The same sums, without the keys that a row does not see.
+  ATTENTION_BALANCER_NOINLINE void add_guarded(Index count) noexcept {
+    constexpr Index stride = DecodeSizes<T>::strip;
+    for (Index r = 0; r < sizes_.rows; ++r)
+      for (Index j = 0; j < count; ++j)
+        if (s_.spare[r * stride + j] != -infinity<T>)
+          value_rows<T, Stored, 1>(s_.strip + r * stride + j, stride, s_.values + j, 0, 1, p_.value_dim,
+                                   output_ + r * sizes_.value_dim, sizes_.value_dim, s_.values + j);
+  }
+
+  const Call<T>& call_;
+  const KeyValues<Stored>& x_;
+  const Problem& p_;
+  const DecodeSizes<T> sizes_;
+  const Index batch_, kv_head_, group_;
+  const DecodeScratch<T, Stored>& s_;
+  T* const output_;
+  RowSoftmax<T>* const states_;
+  T* const kept_;
+  const Index kept_stride_;
+};
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

@@ -1,0 +1,219 @@
+"""The libraries that are measured, each behind the same two functions.
+
+A contender is made for one case and returns (run, result): run() computes once, result() is what it wrote last, as
+[batch, heads, queries, dim]. It raises Unsupported where the library has no such operator. Inputs are copied into the
+layout that the library wants before any time is taken, and outputs are allocated before where the library allows it.
+"""
+import ctypes
+import os
+
+import numpy as np
+
+
+class Unsupported(Exception):
+    """The library cannot do this case, or is not installed."""
+
+
+class Ours:
+    """attention_balancer, from bench/peers/ours.cpp."""
+
+    class Shape(ctypes.Structure):
+        _fields_ = [(n, ctypes.c_int64) for n in ("batch", "heads", "kv_heads", "queries", "keys", "dim")]
+
+    def __init__(self, path):
+        self.lib = ctypes.CDLL(os.path.abspath(path))
+        self.lib.peers_isa.restype = self.lib.peers_error.restype = ctypes.c_char_p
+        self.lib.peers_fma_peak.restype = self.lib.peers_read_seconds.restype = ctypes.c_double
+        self.isa = self.lib.peers_isa().decode()
+
+    def fma_peak(self, threads):
+        return self.lib.peers_fma_peak(ctypes.c_int(threads))
+
+    def read_seconds(self, numbers, threads):
+        passes = max(1, (64 << 20) // numbers.nbytes)
+        return self.lib.peers_read_seconds(numbers.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(numbers.size),
+                                           ctypes.c_int(threads), ctypes.c_int(passes))
+
+    def contender(self, case, q, k, v, threads, observed):
+        out = np.empty(q.shape, np.float32)
+        shape = self.Shape(case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.dim)
+        arguments = [ctypes.byref(shape), *(ctypes.c_void_p(x.ctypes.data) for x in (q, k, v, out)),
+                     ctypes.c_int(case.causal), ctypes.c_int(observed), ctypes.c_int(threads)]
+        function = self.lib.peers_attention
+
+        def run(_alive=(q, k, v, out)):  # as long as their addresses are used
+            if function(*arguments):
+                raise RuntimeError(self.lib.peers_error().decode())
+
+        return run, lambda: out
+
+    def mass(self, case):
+        mass = np.empty((case.batch, case.heads, case.keys), np.float32)
+        self.lib.peers_mass(ctypes.c_void_p(mass.ctypes.data))
+        return mass
+
+
+def rows_of(x):
+    """[B, H, N, D] to [B, N, H * D]."""
+    return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(x.shape[0], x.shape[2], -1)
+
+
+def heads_of(x, heads):
+    """[B, N, H * D] to [B, H, N, D]."""
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(0, 2, 1, 3)
+
+
+class OnnxRuntime:
+    """Models of one node each, with inputs and outputs bound once."""
+
+    def __init__(self):
+        import onnx
+        import onnxruntime
+        self.onnx, self.ort = onnx, onnxruntime
+
+    def session(self, node, inputs, outputs, threads):
+        helper, kinds = self.onnx.helper, self.onnx.TensorProto
+        info = lambda name, x: helper.make_tensor_value_info(
+            name, kinds.FLOAT if x.dtype == np.float32 else kinds.INT32, list(x.shape))
+        graph = helper.make_graph([node], "attention", [info(n, x) for n, x in inputs.items()],
+                                  [info(n, x) for n, x in outputs.items()])
+        model = helper.make_model(graph, ir_version=10, opset_imports=[
+            helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)])
+        options = self.ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        # Its threads would go on spinning while the others are measured.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return self.ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def bound(self, node, inputs, outputs, threads, shared=()):
+        """run() for the node; shared are pairs of an output and the input whose memory it continues."""
+        session = self.session(node, inputs, outputs, threads)
+        values = {n: self.ort.OrtValue.ortvalue_from_numpy(x) for n, x in {**inputs, **outputs}.items()}
+        values.update({output: values[input_] for output, input_ in shared})
+        binding = session.io_binding()
+        for name in inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        for name in outputs:
+            binding.bind_ortvalue_output(name, values[name])
+        first = next(iter(outputs))
+        # Bound is the memory of the values, which live no longer than their Python objects.
+        return (lambda _alive=values: session.run_with_iobinding(binding)), lambda: values[first].numpy()
+
+    def multi_head_attention(self, case, q, k, v, threads):
+        if case.heads != case.kv_heads:
+            raise Unsupported
+        node = self.onnx.helper.make_node("MultiHeadAttention", ["q", "k", "v"], ["out"], domain="com.microsoft",
+                                          num_heads=case.heads, unidirectional=int(case.causal))
+        inputs = {"q": rows_of(q), "k": rows_of(k), "v": rows_of(v)}
+        run, out = self.bound(node, inputs, {"out": np.zeros_like(inputs["q"])}, threads)
+        return run, lambda: heads_of(out(), case.heads)
+
+    def group_query_attention(self, case, q, k, v, threads):
+        """Keys and values in its cache, of which the last ones are new; always causal."""
+        if not case.causal and case.queries > 1:
+            raise Unsupported
+        new, old = case.queries, case.keys - case.queries
+        node = self.onnx.helper.make_node(
+            "GroupQueryAttention", ["q", "k", "v", "past_k", "past_v", "lengths", "total"], ["out", "all_k", "all_v"],
+            domain="com.microsoft", num_heads=case.heads, kv_num_heads=case.kv_heads)
+        inputs = {"q": rows_of(q), "k": rows_of(k[:, :, old:]), "v": rows_of(v[:, :, old:]), "past_k": k, "past_v": v,
+                  "lengths": np.full(case.batch, case.keys - 1, np.int32), "total": np.array([case.keys], np.int32)}
+        outputs = {"out": np.zeros_like(inputs["q"]), "all_k": k, "all_v": v}
+        run, out = self.bound(node, inputs, outputs, threads, shared=[("all_k", "past_k"), ("all_v", "past_v")])
+        return run, lambda: heads_of(out(), case.heads)
+
+    def attention(self, case, q, k, v, threads):
+        """The operator of ONNX itself (opset 23)."""
+        if case.causal and case.queries != case.keys:
+            raise Unsupported
+        node = self.onnx.helper.make_node("Attention", ["q", "k", "v"], ["out"], is_causal=int(case.causal))
+        run, out = self.bound(node, {"q": q, "k": k, "v": v}, {"out": np.zeros_like(q)}, threads)
+        return run, out
+
+
+class OpenVino:
+    def __init__(self):
+        import openvino
+        from openvino import opset13
+        self.openvino, self.opset = openvino, opset13
+        self.core = openvino.Core()
+
+    def attention(self, case, q, k, v, threads):
+        if case.heads != case.kv_heads:  # its operator has no groups: each query head gets a copy of its keys
+            k, v = (np.repeat(x, case.heads // case.kv_heads, axis=1) for x in (k, v))
+        nodes = [self.opset.parameter(x.shape, np.float32) for x in (q, k, v)]
+        causal = case.causal and case.queries > 1
+        model = self.openvino.Model([self.opset.scaled_dot_product_attention(*nodes, causal=causal)], nodes, "attention")
+        request = self.core.compile_model(model, "CPU", {
+            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+        inputs = [self.openvino.Tensor(np.ascontiguousarray(x), shared_memory=True) for x in (q, k, v)]
+        for i, tensor in enumerate(inputs):
+            request.set_input_tensor(i, tensor)
+
+        def run(_alive=inputs):
+            request.infer()
+
+        return run, lambda: request.get_output_tensor(0).data
+
+
+class PyTorch:
+    def __init__(self, threads):
+        import torch
+        self.torch = torch
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+
+    def tensors(self, *arrays):
+        return [self.torch.from_numpy(x) for x in arrays]
+
+    def keeping(self, function):
+        """function(), and its last result."""
+        last = []
+
+        def run():
+            last[:] = [function()]
+
+        return run, last
+
+    def sdpa(self, case, q, k, v, threads):
+        q, k, v = self.tensors(q, k, v)
+        sdpa = self.torch.nn.functional.scaled_dot_product_attention
+        options = {"is_causal": bool(case.causal and case.queries > 1)}
+        if case.heads != case.kv_heads:
+            options["enable_gqa"] = True
+        run, last = self.keeping(lambda: sdpa(q, k, v, **options))
+        return run, lambda: last[0].numpy()
+
+    def explicit(self, case, q, k, v, threads):
+        """What gives the importance of each key today: the softmax written out, and the sums of its columns."""
+        if case.causal or case.heads != case.kv_heads:
+            raise Unsupported
+        q, k, v = self.tensors(q, k, v)
+
+        def function():
+            weights = self.torch.softmax(q @ k.transpose(-1, -2) * case.dim**-0.5, -1)
+            return weights @ v, weights.sum(-2)
+
+        run, last = self.keeping(function)
+        run.mass = lambda: last[0][1].numpy()
+        return run, lambda: last[0][0].numpy()
+
+
+def installed(threads):
+    """(name, contender function) of all that can be imported, and a list of what cannot."""
+    found, missing = [], []
+
+    def add(name, make, functions):
+        try:
+            library = make()
+        except (ImportError, OSError) as error:
+            missing.append(f"{name}: {error}")
+            return
+        found.extend((f"{name} {label}", getattr(library, function)) for label, function in functions)
+
+    add("ONNX Runtime", OnnxRuntime, [("MultiHeadAttention", "multi_head_attention"),
+                                      ("GroupQueryAttention", "group_query_attention"), ("Attention", "attention")])
+    add("OpenVINO", OpenVino, [("SDPA", "attention")])
+    add("PyTorch", lambda: PyTorch(threads), [("SDPA", "sdpa"), ("softmax and column sum", "explicit")])
+    return found, missing

@@ -1,0 +1,94 @@
+// This library behind C functions, so that it runs beside the others in one Python process. Built as a module; the
+// scratch memory and the evidence live as long as the process, as they would in a program.
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "attention_balancer/attention.hpp"
+#include "support/fma_peak.hpp"
+#include "support/read_bandwidth.hpp"
+
+namespace ab = attention_balancer;
+
+namespace {
+
+struct Shape {
+  std::int64_t batch, heads, kv_heads, queries, keys, dim;
+};
+
+ab::Workspace workspace;
+ab::Evidence<float> evidence;
+std::string error;
+
+template <class... P>
+void attend(const Shape& s, const float* q, const float* k, const float* v, float* out, int threads,
+            P... policies) {
+  const auto queries = ab::bhsd(q, s.batch, s.heads, s.queries, s.dim);
+  const auto keys = ab::bhsd(k, s.batch, s.kv_heads, s.keys, s.dim),
+             values = ab::bhsd(v, s.batch, s.kv_heads, s.keys, s.dim);
+  const auto output = ab::bhsd(out, s.batch, s.heads, s.queries, s.dim);
+  if (threads == 1)
+    ab::attention(queries, keys, values, output, workspace, policies...);
+  else
+    ab::attention(queries, keys, values, output, workspace, ab::executor::OpenMp{threads}, policies...);
+}
+
+}  // namespace
+
+extern "C" {
+
+/// The instruction set of the kernels.
+const char* peers_isa() { return ab::simd::isa; }
+
+/// What the last failed call said.
+const char* peers_error() { return error.c_str(); }
+
+/// out = attention(q, k, v), all [batch, heads, length, dim] and contiguous; with the whole evidence if observed.
+/// 0, or 1 with peers_error() set.
+int peers_attention(const Shape* shape, const float* q, const float* k, const float* v, float* out, int causal,
+                    int observed, int threads) {
+  try {
+    if (causal && observed)
+      attend(*shape, q, k, v, out, threads, ab::mask::Causal{}, ab::observe(evidence));
+    else if (causal)
+      attend(*shape, q, k, v, out, threads, ab::mask::Causal{});
+    else if (observed)
+      attend(*shape, q, k, v, out, threads, ab::observe(evidence));
+    else
+      attend(*shape, q, k, v, out, threads);
+    return 0;
+  } catch (const std::exception& e) {
+    error = e.what();
+    return 1;
+  }
+}
+
+/// The mass of the last observed call: [batch, heads, keys].
+void peers_mass(float* to) {
+  for (ab::Index b = 0; b < evidence.batch(); ++b)
+    for (ab::Index h = 0; h < evidence.heads(); ++h) {
+      const auto mass = evidence.mass(b, h);
+      to = std::copy(mass.begin(), mass.end(), to);
+    }
+}
+
+/// Floating point operations per second of `threads` threads at once, in multiply-adds on registers alone.
+double peers_fma_peak(int threads) {
+  std::vector<double> peaks(static_cast<std::size_t>(threads));
+  std::vector<std::thread> team;
+  for (double& peak : peaks) team.emplace_back([&peak] { peak = bench::fma_peak<float>(); });
+  double sum = 0;
+  for (std::size_t t = 0; t < peaks.size(); ++t) {
+    team[t].join();
+    sum += peaks[t];
+  }
+  return sum;
+}
+
+/// Seconds to read `count` floats once with `threads` threads, the mean of `passes`.
+double peers_read_seconds(const float* data, std::int64_t count, int threads, int passes) {
+  return bench::read_seconds(data, count, threads, passes);
+}
+}

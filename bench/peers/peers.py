@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""This library and others, on the same inputs, in turn: writes a CSV of what each needs. run.sh calls it.
+
+One process per number of threads, pinned to as many processors. For each case every library computes once, and must
+give what this one gives; then all take turns for several rounds, and the medians count. The peak of multiply-adds and
+the bandwidth of plain reads are measured in the same rounds.
+"""
+import argparse
+import csv
+import dataclasses
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+COLUMNS = ["family", "threads", "batch", "heads", "kv_heads", "queries", "keys", "dim", "causal", "who", "seconds",
+           "least_seconds", "rounds", "flops", "bytes", "peak_flops", "read_bytes_per_second", "difference", "isa"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    family: str
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    dim: int
+    causal: bool = False
+
+    @property
+    def name(self):
+        text = f"{self.family}/N:{self.keys}/D:{self.dim}/H:{self.batch * self.heads}"
+        return text + ("/causal" if self.causal else "")
+
+    @property
+    def flops(self):
+        pairs = self.queries * self.keys
+        if self.causal and self.queries > 1:
+            pairs = self.queries * (self.queries + 1) // 2 + self.queries * (self.keys - self.queries)
+        return 4 * self.batch * self.heads * pairs * self.dim
+
+    @property
+    def bytes(self):
+        """Of queries, keys, values and output, each once."""
+        return 4 * self.batch * self.dim * 2 * (self.heads * self.queries + self.kv_heads * self.keys)
+
+
+def forward_heads(length):
+    """Many heads where they are short, so that a call takes long enough to be timed and gives all threads work."""
+    return {16: 256, 32: 256, 64: 128, 128: 64, 256: 32, 512: 16, 1024: 8, 2048: 4, 4096: 2}.get(length, 1)
+
+
+def all_cases(quick):
+    lengths = [64, 256, 1024, 4096] if quick else [16 << i for i in range(11)]
+    for length in lengths:
+        heads = forward_heads(length)
+        for dim in [64] if quick else [32, 64, 128]:
+            yield Case("forward", 1, heads, heads, length, length, dim)
+        for dim in [64] if quick else [32, 64, 128]:
+            if length >= 256:
+                yield Case("causal", 1, heads, heads, length, length, dim, True)
+    for keys in [4096, 32768] if quick else [1024 << i for i in range(8)]:
+        yield Case("decode", 1, 32, 8, 1, keys, 128, False)
+
+
+def threads_of(text):
+    return len(os.sched_getaffinity(0)) if text == "all" else int(text)
+
+
+class Runner:
+    def __init__(self, options, threads):
+        import numpy
+        import libraries
+        self.numpy, self.libraries, self.options, self.threads = numpy, libraries, options, threads
+        self.ours = libraries.Ours(options.ours)
+        self.others, missing = libraries.installed(threads)
+        for text in missing:
+            print(f"left out: {text}", file=sys.stderr)
+
+    def inputs(self, case):
+        random = self.numpy.random.default_rng(1)
+        numbers = lambda heads, length: random.standard_normal((case.batch, heads, length, case.dim), self.numpy.float32)
+        return (numbers(case.heads, case.queries), numbers(case.kv_heads, case.keys), numbers(case.kv_heads, case.keys))
+
+    def exact_last_query(self, case, q, k, v):
+        """The last query of each head in double; it sees all keys, causal or not. [B, H, D]"""
+        group = case.heads // case.kv_heads
+        out = self.numpy.empty((case.batch, case.heads, case.dim))
+        for b in range(case.batch):
+            for h in range(case.heads):
+                scores = k[b, h // group].astype(float) @ q[b, h, -1].astype(float) * case.dim**-0.5
+                weights = self.numpy.exp(scores - scores.max())
+                out[b, h] = weights @ v[b, h // group].astype(float) / weights.sum()
+        return out
+
+    def contenders(self, case, q, k, v):
+        """[name, run, largest difference from this library's result, which is checked against the exact one]"""
+        run, result = self.ours.contender(case, q, k, v, self.threads, False)
+        run()
+        expected = result().copy()
+        worst = abs(expected[:, :, -1] - self.exact_last_query(case, q, k, v)).max()
+        if not worst < 1e-5:
+            raise RuntimeError(f"{case.name}: this library is wrong by {worst}")
+        found = [("ours", run, worst)]
+        if not case.causal:
+            run, result = self.ours.contender(case, q, k, v, self.threads, True)
+            run()
+            worst = abs(result() - expected).max()
+            mass = self.ours.mass(case)
+            if not (worst < 1e-5 and abs(mass.sum(-1) / case.queries - 1).max() < 1e-4):
+                raise RuntimeError(f"{case.name}: this library's evidence or output with it is wrong")
+            found.append(("ours with mass", run, worst))
+        for name, function in self.others:
+            if self.too_large(case, name):
+                continue
+            try:
+                run, result = function(case, q, k, v, self.threads)
+            except self.libraries.Unsupported:
+                continue
+            run()
+            difference = abs(result() - expected).max()
+            if hasattr(run, "mass") and not case.causal:
+                difference = max(difference, (abs(run.mass() - mass) / (1 + mass)).max())
+            if not difference < 1e-4:
+                print(f"{case.name}: {name} gives another result, by {difference}: left out", file=sys.stderr)
+                continue
+            found.append((name, run, difference))
+        return found
+
+    def too_large(self, case, name):
+        """Whether it would write all weights to memory, and they are more than 1 GiB; once they are, it is out of the race."""
+        weights = 4 * case.batch * case.heads * case.queries * case.keys
+        return weights > 1 << 30 and ("softmax" in name or name == "ONNX Runtime Attention")
+
+    def measure(self, case):
+        q, k, v = self.inputs(case)
+        least, rounds, patience = (0.004, 3, 0.5) if self.options.quick else (0.01, 7, 1.4)
+        racing = self.contenders(case, q, k, v)
+        times = {name: [] for name, *_ in racing}
+        peaks, reads = [self.ours.fma_peak(self.threads)], []
+        memory = self.numpy.concatenate([k.ravel(), v.ravel()])
+        start = time.perf_counter()
+        for turn in range(rounds):
+            reads.append(self.ours.read_seconds(memory, self.threads))
+            for name, run, _ in racing[turn % len(racing):] + racing[:turn % len(racing)]:
+                fastest = min((min(t) for t in times.values() if t), default=0)
+                # The slow ones have shown by now that they are, and so have all when time runs out.
+                if turn > 0 and (min(times[name]) > 4 * fastest and min(times[name]) > 0.02):
+                    continue
+                time.sleep(0.003)  # threads that wait for more work by spinning go to sleep
+                times[name].append(self.time(run, least, times[name]))
+            if turn >= 2 and time.perf_counter() - start > patience:
+                break
+        peaks.append(self.ours.fma_peak(self.threads))
+        for name, _, difference in racing:
+            yield dict(zip(COLUMNS, [
+                *dataclasses.astuple(case)[:1], self.threads, *dataclasses.astuple(case)[1:7], int(case.causal), name,
+                f"{statistics.median(times[name]):.4g}", f"{min(times[name]):.4g}", len(times[name]), case.flops, case.bytes,
+                f"{max(peaks):.4g}", f"{4 * memory.size / min(reads):.4g}", f"{difference:.1e}", self.ours.isa]))
+
+    def time(self, run, least, before):
+        """Mean seconds of calls that take at least `least` together, after one that warms up where that matters."""
+        if not before or before[-1] < 0.05:
+            start = time.perf_counter()
+            run()
+            estimate = time.perf_counter() - start
+        else:
+            estimate = before[-1]
+        calls = max(1, round(least / estimate))
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+
+
+def run_here(options, threads):
+    runner = Runner(options, threads)
+    cases = [case for case in all_cases(options.quick) if re.search(options.select, case.name)]
+    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    for i, case in enumerate(cases):
+        if sys.stderr.isatty() or i % 10 == 0:
+            print(f"threads {threads}, case {i + 1} of {len(cases)}: {case.name}", file=sys.stderr)
+        writer.writerows(runner.measure(case))
+        sys.stdout.flush()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ours", required=True, help="the module that CMake builds from ours.cpp")
+    parser.add_argument("--csv", required=True, help="where to write; rows of other cases that are there already stay")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, shorter")
+    parser.add_argument("--threads", nargs="+", default=["1", "all"], help="numbers, or all")
+    parser.add_argument("--select", default="", help="a regular expression that the names of the cases must contain")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        return run_here(options, threads_of(options.threads[0]))
+
+    if not any(re.search(options.select, case.name) for case in all_cases(options.quick)):
+        sys.exit("no case has such a name; they are " + ", ".join(case.name for case in all_cases(options.quick)))
+    processors = sorted(os.sched_getaffinity(0))
+    rows = []
+    for threads in sorted({min(threads_of(t), len(processors)) for t in options.threads}):
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        worker = subprocess.run(
+            [sys.executable, __file__, "--here", "--ours", options.ours, "--csv", options.csv, "--select", options.select,
+             *(["--quick"] if options.quick else []), "--threads", str(threads)],
+            env=environment, stdout=subprocess.PIPE, text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, processors[:threads]))
+        if worker.returncode:
+            sys.exit(f"the measurement with {threads} threads failed")
+        rows += csv.DictReader(worker.stdout.splitlines(), COLUMNS)
+    merge(options.csv, rows)
+
+
+def merge(path, rows):
+    """Replaces the rows of the cases that were measured and keeps the others."""
+    key = lambda row: tuple(str(row[c]) for c in COLUMNS[:9])
+    measured = {key(row) for row in rows}
+    kept = []
+    if os.path.exists(path):
+        with open(path, newline="") as file:
+            kept = [row for row in csv.DictReader(file) if key(row) not in measured]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""The CSV of peers.py as Markdown tables and plots. run.sh calls it."""
+import argparse
+import csv
+import math
+import os
+
+OURS, MASS, EXPLICIT = "ours", "ours with mass", "PyTorch softmax and column sum"
+SUMMARY = {"forward": (64, 256, 1024, 4096, 16384), "causal": (256, 1024, 4096, 16384),
+           "decode": (1024, 4096, 32768, 131072)}
+TITLES = {"forward": "Forward", "causal": "Causal", "decode": "Decode"}
+
+
+def read(path):
+    """{(family, threads, dim, keys): {who: row}}, in the order of the keys."""
+    cases = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            for name in ("threads", "batch", "heads", "kv_heads", "queries", "keys", "dim"):
+                row[name] = int(row[name])
+            for name in ("seconds", "flops", "bytes", "peak_flops", "read_bytes_per_second"):
+                row[name] = float(row[name])
+            cases.setdefault((row["family"], row["threads"], row["dim"], row["keys"]), {})[row["who"]] = row
+    order = list(TITLES)
+    return dict(sorted(cases.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])))
+
+
+def peers(case):
+    """Those that compute the same as ours does without evidence."""
+    return {who: row for who, row in case.items() if who not in (OURS, MASS, EXPLICIT)}
+
+
+def best(case):
+    return min(peers(case).values(), key=lambda row: row["seconds"], default=None)
+
+
+def decode(row):
+    return row["family"] == "decode"
+
+
+def speed(row):
+    """GFLOP/s, or GB/s of what must be read and written for decode."""
+    return (row["bytes"] if decode(row) else row["flops"]) / row["seconds"] / 1e9
+
+
+def limit(row):
+    """The share of what the machine can do: its multiply-adds, or its memory for decode."""
+    return speed(row) * 1e9 / (row["read_bytes_per_second"] if decode(row) else row["peak_flops"])
+
+
+def table(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def ratio(of, to):
+    return f"{of / to:.2f} x"
+
+
+def summary(cases):
+    """One line for each case that the README shows."""
+    rows = []
+    for (family, threads, dim, keys), case in cases.items():
+        if keys not in SUMMARY[family] or dim not in (64, 128) or OURS not in case or not best(case):
+            continue
+        ours, peer = case[OURS], best(case)
+        unit = "GB/s" if family == "decode" else "GFLOP/s"
+        rows.append([TITLES[family].lower(), str(keys), str(dim), str(threads), f"{speed(ours):.0f} {unit}",
+                     f"{100 * limit(ours):.0f} %", f"{peer['who']}, {speed(peer):.0f}",
+                     ratio(peer["seconds"], ours["seconds"]),
+                     ratio(case[MASS]["seconds"], ours["seconds"]) if MASS in case else "",
+                     ratio(case[EXPLICIT]["seconds"], case[MASS]["seconds"]) if MASS in case and EXPLICIT in case else ""])
+    return table(["", "N", "D", "threads", "this library", "of the limit", "best other", "faster by", "with mass, time",
+                  "PyTorch with mass, time of ours"], rows)
+
+
+def full(cases, family, threads):
+    chosen = {key: case for key, case in cases.items() if key[:2] == (family, threads) and OURS in case}
+    names = sorted({who for case in chosen.values() for who in case}, key=lambda w: (w != OURS, w != MASS, w))
+    rows = []
+    for (_, _, dim, keys), case in chosen.items():
+        ours, peer = case[OURS], best(case)
+        rows.append([str(keys), str(dim), str(ours["batch"] * ours["heads"]), f"{100 * limit(ours):.0f} %",
+                     ratio(peer["seconds"], ours["seconds"]) if peer else "",
+                     *(f"{speed(case[n]):.1f}" if n in case else "" for n in names)])
+    return table(["N", "D", "heads", "of the limit", "to the best other", *names], rows)
+
+
+def losses(cases):
+    """Where another is faster, and where the evidence costs more than another's plain output."""
+    rows = []
+    for (family, threads, dim, keys), case in cases.items():
+        for who in (OURS, MASS):
+            if who in case and best(case) and best(case)["seconds"] < case[who]["seconds"]:
+                rows.append([family, str(keys), str(dim), str(threads), who, best(case)["who"],
+                             ratio(best(case)["seconds"], case[who]["seconds"])])
+    return table(["", "N", "D", "threads", "", "faster", "ratio"], rows) if rows else "None.\n"
+
+
+def markdown(cases, machine):
+    threads = sorted({key[1] for key in cases})
+    some = next(iter(cases.values()))[OURS]
+    peak = {t: max(row["peak_flops"] for key, case in cases.items() if key[1] == t for row in case.values()) for t in threads}
+    text = [
+        "# Beside others\n",
+        f"{machine}, {some['isa']}, float. Multiply-adds on registers alone: "
+        + ", ".join(f"{peak[t] / 1e9:.0f} GFLOP/s with {t} thread{'s' if t > 1 else ''}" for t in threads)
+        + ". Made by `sh bench/peers/run.sh`: the same inputs, in turn, medians; all results agree within 1e-4.\n",
+        "Forward and causal: GFLOP/s, 4 N^2 D operations per head (causal: those of the visible part), and the share "
+        "of the multiply-adds that the same number of threads can do. Decode: one query, 32 heads, 8 of keys; GB/s of "
+        "keys and values, and the share of plain reads of the same memory.\n",
+        summary(cases), "## Where another is faster\n", losses(cases)]
+    for family, title in TITLES.items():
+        for t in threads:
+            if any(key[:2] == (family, t) for key in cases):
+                unit = "GB/s" if family == "decode" else "GFLOP/s"
+                text += [f"## {title}, {t} thread{'s' if t > 1 else ''}, {unit}\n", full(cases, family, t)]
+    return "\n".join(text)
+
+
+STYLES = {OURS: ("#c0392b", "-", 2.4), MASS: ("#c0392b", "--", 1.6), "ONNX Runtime MultiHeadAttention": ("#2471a3", "-", 1.2),
+          "ONNX Runtime GroupQueryAttention": ("#2471a3", "--", 1.2), "ONNX Runtime Attention": ("#2471a3", ":", 1.2),
+          "OpenVINO SDPA": ("#7d3c98", "-", 1.2), "PyTorch SDPA": ("#d68910", "-", 1.2),
+          EXPLICIT: ("#d68910", "--", 1.2)}
+
+
+def plots(cases, folder):
+    import matplotlib
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "peers", "font.size": 9, "axes.spines.top": False,
+                                "axes.spines.right": False, "svg.fonttype": "none", "font.family": "sans-serif"})
+    from matplotlib import pyplot
+    for threads in sorted({key[1] for key in cases}):
+        speed_plot(pyplot, {k: c for k, c in cases.items() if k[1] == threads}, threads, folder)
+        roofline(pyplot, {k: c for k, c in cases.items() if k[1] == threads}, threads, folder)
+
+
+def speed_plot(pyplot, cases, threads, folder):
+    panels = sorted({(key[0], key[2]) for key in cases}, key=lambda p: (list(TITLES).index(p[0]), p[1]))
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows + 0.7), squeeze=False)
+    handles = {}
+    for axis, (family, dim) in zip(axes.flat, panels):
+        chosen = {key[3]: case for key, case in cases.items() if (key[0], key[2]) == (family, dim)}
+        for who, (color, line, width) in STYLES.items():
+            points = [(n, speed(case[who])) for n, case in sorted(chosen.items()) if who in case]
+            if points:
+                handles[who], = axis.plot(*zip(*points), line, color=color, linewidth=width, marker="o", markersize=2.5)
+        ceiling = [(n, next(iter(c.values()))) for n, c in sorted(chosen.items())]
+        limits = [(row["read_bytes_per_second"] if decode(row) else row["peak_flops"]) / 1e9 for _, row in ceiling]
+        handles["the machine's limit"], = axis.plot([n for n, _ in ceiling], limits, color="#555", linewidth=0.9, dashes=(6, 2))
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"{TITLES[family]}, D = {dim}")
+        axis.set_xlabel("keys" if family == "decode" else "N")
+        axis.set_ylabel("GB/s" if family == "decode" else "GFLOP/s")
+    for axis in list(axes.flat)[len(panels):]:
+        axis.axis("off")
+    figure.suptitle(f"{threads} thread{'s' if threads > 1 else ''}", y=0.995)
+    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=min(len(handles), 5), frameon=False, fontsize=8)
+    figure.savefig(os.path.join(folder, f"speed_{threads}.svg"), metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def roofline(pyplot, cases, threads, folder):
+    rows = [row for case in cases.values() for row in case.values()]
+    peak = max(row["peak_flops"] for row in rows)
+    largest = max(rows, key=lambda row: (decode(row), row["keys"]))  # whose memory is no cache's
+    bandwidth = largest["read_bytes_per_second"]
+    figure, axis = pyplot.subplots(figsize=(7, 4.4))
+    xs = [2.0**i for i in range(-2, 14)]
+    axis.plot(xs, [min(peak, bandwidth * x) / 1e9 for x in xs], color="#555", linewidth=1.2,
+              label=f"limit: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s")
+    for who in STYLES:
+        points = [(case[who]["flops"] / case[who]["bytes"], case[who]["flops"] / case[who]["seconds"] / 1e9)
+                  for case in cases.values() if who in case]
+        if points and who not in (MASS, EXPLICIT):
+            color, line, _ = STYLES[who]
+            axis.scatter(*zip(*points), s=22 if who == OURS else 10, color=color, label=who,
+                         marker={"-": "o", "--": "^", ":": "s"}[line], zorder=3 if who == OURS else 2)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel("floating point operations per byte of queries, keys, values and output")
+    axis.set_ylabel("GFLOP/s")
+    axis.set_title(f"{threads} thread{'s' if threads > 1 else ''}")
+    axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(os.path.join(folder, f"roofline_{threads}.svg"), metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def machine():
+    """The processor's name, as the system tells it."""
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return "This machine"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("csv")
+    parser.add_argument("--out", required=True, help="the folder that the tables and plots go to")
+    options = parser.parse_args()
+    cases = read(options.csv)
+    with open(os.path.join(options.out, "peers.md"), "w") as file:
+        file.write(markdown(cases, machine()))
+    plots(cases, options.out)
+
+
+if __name__ == "__main__":
+    main()

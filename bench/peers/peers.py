@@ -59,8 +59,8 @@ def all_cases(quick):
         heads = forward_heads(length)
         for dim in [64] if quick else [32, 64, 128]:
             yield Case("forward", 1, heads, heads, length, length, dim)
-        for dim in [64] if quick else [32, 64, 128]:
-            if length >= 256:
+        for dim in [64] if quick else [64, 128]:
+            if length in (256, 1024, 4096, 16384):
                 yield Case("causal", 1, heads, heads, length, length, dim, True)
     for keys in [4096, 32768] if quick else [1024 << i for i in range(8)]:
         yield Case("decode", 1, 32, 8, 1, keys, 128, False)
@@ -68,6 +68,12 @@ def all_cases(quick):
 
 def threads_of(text):
     return len(os.sched_getaffinity(0)) if text == "all" else int(text)
+
+
+def seconds_of(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 class Runner:
@@ -97,22 +103,22 @@ class Runner:
         return out
 
     def contenders(self, case, q, k, v):
-        """[name, run, largest difference from this library's result, which is checked against the exact one]"""
+        """[name, run, largest difference from this library's result (which is checked against the exact one), seconds]"""
         run, result = self.ours.contender(case, q, k, v, self.threads, False)
-        run()
+        seconds = seconds_of(run)
         expected = result().copy()
         worst = abs(expected[:, :, -1] - self.exact_last_query(case, q, k, v)).max()
         if not worst < 1e-5:
             raise RuntimeError(f"{case.name}: this library is wrong by {worst}")
-        found = [("ours", run, worst)]
+        found = [("ours", run, worst, seconds)]
         if not case.causal:
             run, result = self.ours.contender(case, q, k, v, self.threads, True)
-            run()
+            seconds = seconds_of(run)
             worst = abs(result() - expected).max()
             mass = self.ours.mass(case)
             if not (worst < 1e-5 and abs(mass.sum(-1) / case.queries - 1).max() < 1e-4):
                 raise RuntimeError(f"{case.name}: this library's evidence or output with it is wrong")
-            found.append(("ours with mass", run, worst))
+            found.append(("ours with mass", run, worst, seconds))
         for name, function in self.others:
             if self.too_large(case, name):
                 continue
@@ -120,14 +126,14 @@ class Runner:
                 run, result = function(case, q, k, v, self.threads)
             except self.libraries.Unsupported:
                 continue
-            run()
+            seconds = seconds_of(run)
             difference = abs(result() - expected).max()
             if hasattr(run, "mass") and not case.causal:
                 difference = max(difference, (abs(run.mass() - mass) / (1 + mass)).max())
             if not difference < 1e-4:
                 print(f"{case.name}: {name} gives another result, by {difference}: left out", file=sys.stderr)
                 continue
-            found.append((name, run, difference))
+            found.append((name, run, difference, seconds))
         return found
 
     def too_large(self, case, name):
@@ -137,43 +143,38 @@ class Runner:
 
     def measure(self, case):
         q, k, v = self.inputs(case)
-        least, rounds, patience = (0.004, 3, 0.5) if self.options.quick else (0.01, 7, 1.4)
+        least, rounds, patience = (0.004, 3, 0.5) if self.options.quick else (0.01, 7, 1.2)
         racing = self.contenders(case, q, k, v)
         times = {name: [] for name, *_ in racing}
+        estimates = {name: seconds for name, _, _, seconds in racing}
         peaks, reads = [self.ours.fma_peak(self.threads)], []
         memory = self.numpy.concatenate([k.ravel(), v.ravel()])
         start = time.perf_counter()
         for turn in range(rounds):
             reads.append(self.ours.read_seconds(memory, self.threads))
-            for name, run, _ in racing[turn % len(racing):] + racing[:turn % len(racing)]:
-                fastest = min((min(t) for t in times.values() if t), default=0)
-                # The slow ones have shown by now that they are, and so have all when time runs out.
-                if turn > 0 and (min(times[name]) > 4 * fastest and min(times[name]) > 0.02):
+            for name, run, _, _ in racing[turn % len(racing):] + racing[:turn % len(racing)]:
+                # The slow ones have shown by now that they are.
+                if turn > 0 and estimates[name] > max(0.02, 4 * min(estimates.values())):
                     continue
                 time.sleep(0.003)  # threads that wait for more work by spinning go to sleep
-                times[name].append(self.time(run, least, times[name]))
-            if turn >= 2 and time.perf_counter() - start > patience:
+                times[name].append(self.time(run, least, estimates[name]))
+                estimates[name] = min(times[name])
+            spent = time.perf_counter() - start
+            if (turn >= 2 and spent > patience) or (turn >= 1 and spent > 4 * patience):
                 break
         peaks.append(self.ours.fma_peak(self.threads))
-        for name, _, difference in racing:
+        for name, _, difference, _ in racing:
             yield dict(zip(COLUMNS, [
                 *dataclasses.astuple(case)[:1], self.threads, *dataclasses.astuple(case)[1:7], int(case.causal), name,
                 f"{statistics.median(times[name]):.4g}", f"{min(times[name]):.4g}", len(times[name]), case.flops, case.bytes,
                 f"{max(peaks):.4g}", f"{4 * memory.size / min(reads):.4g}", f"{difference:.1e}", self.ours.isa]))
 
-    def time(self, run, least, before):
+    def time(self, run, least, estimate):
         """Mean seconds of calls that take at least `least` together, after one that warms up where that matters."""
-        if not before or before[-1] < 0.05:
-            start = time.perf_counter()
-            run()
-            estimate = time.perf_counter() - start
-        else:
-            estimate = before[-1]
+        if estimate < 0.05:
+            estimate = seconds_of(run)
         calls = max(1, round(least / estimate))
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        return (time.perf_counter() - start) / calls
+        return seconds_of(lambda: [run() for _ in range(calls)]) / calls
 
 
 def run_here(options, threads):

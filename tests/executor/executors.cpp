@@ -1,20 +1,68 @@
-// An executor calls every piece once.
+// An executor calls every piece once, and never changes a result by one bit, whichever it is and however many
+// threads it has.
 
 #include <atomic>
+#include <functional>
+#include <mutex>
+#include <set>
+#include <thread>
 #include <vector>
 
-#include "attention_balancer/attention.hpp"
-#include "support/catch.hpp"
+#include "support/check.hpp"
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+#include "attention_balancer/executor/tbb.hpp"
+#endif
 
 namespace {
 
-namespace ab = attention_balancer;
-using ab::Index;
+using support::Index;
 
-template <class E>
-void check_every_piece(const E& executor) {
-  static_assert(ab::Executor<E>);
-  for (const Index n : {0, 1, 2, 7, 1000}) {
+/// A user's own: a thread per piece, that says how many it likes. Any order and any thread must do.
+struct Threads {
+  Index wanted = 1;
+  Index concurrency() const { return wanted; }
+  template <class F>
+  void for_each(Index n, F&& f) const {
+    std::vector<std::thread> team;
+    for (Index i = n; i-- > 0;) team.emplace_back([&f, i] { f(i); });
+    for (auto& t : team) t.join();
+  }
+};
+
+/// Any executor behind one type, so that the kernels are compiled once for all of them.
+struct AnyExecutor {
+  const char* name;
+  Index threads;
+  std::function<void(Index, const std::function<void(Index)>&)> run;
+
+  template <class E>
+  AnyExecutor(const char* what, const E& executor)
+      : name(what),
+        threads(executor.concurrency()),
+        run([executor](Index n, const std::function<void(Index)>& f) { executor.for_each(n, f); }) {
+    static_assert(ab::Executor<E>);
+  }
+  Index concurrency() const { return threads; }
+  template <class F>
+  void for_each(Index n, F&& f) const {
+    run(n, std::ref(f));
+  }
+};
+
+std::vector<AnyExecutor> executors_with(Index threads) {
+  std::vector<AnyExecutor> all{{"threads", Threads{threads}}};
+#if defined(_OPENMP)
+  all.emplace_back("OpenMp", ab::executor::OpenMp{threads});
+#endif
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+  all.emplace_back("Tbb", ab::executor::Tbb{threads});
+#endif
+  return all;
+}
+
+void check_every_piece(const AnyExecutor& executor) {
+  INFO(executor.name << ", threads " << executor.threads);
+  for (const Index n : {0, 1, 2, 7, 100}) {
     std::vector<std::atomic<int>> calls(static_cast<std::size_t>(n));
     executor.for_each(n, [&](Index i) { ++calls[static_cast<std::size_t>(i)]; });
     Index once = 0;
@@ -27,15 +75,34 @@ void check_every_piece(const E& executor) {
 }  // namespace
 
 TEST_CASE("every piece runs once", "[executor]") {
-  check_every_piece(ab::executor::Sequential{});
+  check_every_piece({"Sequential", ab::executor::Sequential{}});
   CHECK(ab::executor::Sequential{}.concurrency() == 1);
+  for (const Index threads : {1, 2, 3, 8})
+    for (const AnyExecutor& executor : executors_with(threads)) {
+      check_every_piece(executor);
+      CHECK(executor.concurrency() == threads);
+    }
 #if defined(_OPENMP)
-  for (const Index threads : {0, 1, 2, 3, 8}) check_every_piece(ab::executor::OpenMp{threads});
-  CHECK(ab::executor::OpenMp{3}.concurrency() == 3);
+  check_every_piece({"OpenMp", ab::executor::OpenMp{}});
+#endif
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+  check_every_piece({"Tbb", ab::executor::Tbb{}});
 #endif
 }
 
-TEST_CASE("few pieces start few threads", "[executor]") {
+TEST_CASE("no executor starts more threads than asked for", "[executor]") {
+  for (const Index threads : {1, 2, 3})
+    for (const AnyExecutor& executor : executors_with(threads)) {
+      if (std::string_view(executor.name) == "threads") continue;
+      std::mutex mutex;
+      std::set<std::thread::id> seen;
+      executor.for_each(200, [&](Index) {
+        const std::lock_guard lock(mutex);
+        seen.insert(std::this_thread::get_id());
+      });
+      INFO(executor.name << ", threads " << threads);
+      CHECK(static_cast<Index>(seen.size()) <= threads);
+    }
 #if defined(_OPENMP)
   int team = 0;
   ab::executor::OpenMp{64}.for_each(2, [&](Index i) {
@@ -44,3 +111,47 @@ TEST_CASE("few pieces start few threads", "[executor]") {
   CHECK(team <= 2);
 #endif
 }
+
+TEST_CASE("1 to 16 threads of any executor give the same bits", "[executor][attention]") {
+  support::Random random(51);
+  support::Table table;
+  // One query; few heads of many chunks, whose masses are added up in order; many heads; a ragged last chunk.
+  for (const support::Shape& s :
+       {support::Shape{1, 6, 2, 1, 300, 16, 16}, {1, 1, 1, 900, 70, 8, 8}, {2, 9, 3, 60, 33, 8, 5}}) {
+    const support::Inputs<float> in(s, random);
+    const auto tensor = [&] {
+      return support::Tensor<float>(support::Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+    };
+    auto plain = tensor(), observed = tensor(), out = tensor();
+    ab::Evidence<float> expected, evidence;
+    const AnyExecutor sequential("Sequential", ab::executor::Sequential{});
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), plain.view(), sequential);
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), observed.view(), sequential, ab::mask::Causal{},
+                  ab::observe(expected));
+    for (Index threads = 1; threads <= 16; ++threads)
+      for (const AnyExecutor& executor : executors_with(threads)) {
+        table.begin(s.text() + ", " + executor.name + ", threads " + std::to_string(threads));
+        ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), executor);
+        table.expect(support::same_bits(out.view(), plain.view()), "output");
+        ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), executor, ab::mask::Causal{},
+                      ab::observe(evidence));
+        table.expect(support::same_bits(out.view(), observed.view()), "observed output");
+        table.expect(support::same_bits(evidence, expected), "evidence");
+      }
+  }
+  table.report();
+}
+
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+TEST_CASE("a thread that waits for its pieces takes none of the work around them", "[executor]") {
+  std::atomic<bool> nested{false};
+  oneapi::tbb::parallel_for(Index(0), Index(64), [&](Index) {
+    thread_local bool inside = false;
+    if (inside) nested = true;
+    inside = true;
+    ab::executor::Tbb{}.for_each(8, [](Index) { std::this_thread::sleep_for(std::chrono::microseconds(50)); });
+    inside = false;
+  });
+  CHECK_FALSE(nested);
+}
+#endif

@@ -1,16 +1,23 @@
-// Compiled once per instruction set; ISA names the functions.
+// Compiled once per instruction set.
+#include "kernels.hpp"
+
+#include <algorithm>
 #include <attention_balancer/attention.hpp>
-#include <vector>
+#include <string>
 
-#define JOIN_DETAIL(a, b) a##b
-#define JOIN(a, b) JOIN_DETAIL(a, b)
-
-namespace ab = attention_balancer;
+const char* refuse();
 
 namespace {
 
+const char* isa() { return ab::simd::isa; }
+
 template <class T>
-void attend(const std::vector<T>& x, ab::Index length, ab::Index dim, std::vector<T>& out, ab::Evidence<T>& evidence) {
+void attend(const std::vector<T>& x, ab::Index length, ab::Index dim, std::vector<T>& out,
+            ab::Evidence<T>& evidence) {
+  // What the standard library makes of these has one name for every instruction set.
+  std::vector<T> copy(x);
+  std::sort(copy.begin(), copy.end());
+  if (std::to_string(copy.size()).empty()) return;
   const auto tokens = ab::bhsd(x.data(), 1, 1, length, dim);
   ab::attention(tokens, tokens, tokens, ab::bhsd(out.data(), 1, 1, length, dim), ab::mask::Causal{},
                 ab::score::Softcap{30}, ab::observe(evidence));
@@ -18,12 +25,4 @@ void attend(const std::vector<T>& x, ab::Index length, ab::Index dim, std::vecto
 
 }  // namespace
 
-void JOIN(attend_float_, ISA)(const std::vector<float>& x, ab::Index length, ab::Index dim, std::vector<float>& out,
-                              ab::Evidence<float>& evidence) {
-  attend(x, length, dim, out, evidence);
-}
-
-void JOIN(attend_double_, ISA)(const std::vector<double>& x, ab::Index length, ab::Index dim, std::vector<double>& out,
-                               ab::Evidence<double>& evidence) {
-  attend(x, length, dim, out, evidence);
-}
+ATTENTION_BALANCER_DEFINE_KERNELS(kernels, Kernels) = {isa, attend<float>, attend<double>, refuse};

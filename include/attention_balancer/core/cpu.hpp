@@ -1,0 +1,63 @@
+#pragma once
+// What the machine that runs the program can do, asked of the processor itself. Standard library only.
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+
+#include <string_view>
+
+#include "attention_balancer/core/config.hpp"
+
+namespace attention_balancer {
+
+/// The instruction sets that kernels are compiled for, on each processor from the least demanding to the most.
+enum class Isa { scalar, sse2, avx2, avx512, neon64 };
+
+namespace detail {
+
+struct NamedIsa {
+  std::string_view name;
+  Isa isa;
+};
+inline constexpr NamedIsa named_isas[] = {
+    {"scalar", Isa::scalar}, {"sse2", Isa::sse2}, {"avx2", Isa::avx2}, {"avx512", Isa::avx512}, {"neon64", Isa::neon64}};
+
+}  // namespace detail
+
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// Whether this machine, its operating system included, runs code compiled for `isa`: all of x86-64-v3 for avx2, all of
+/// x86-64-v4 for avx512, as CMake's attention_balancer_target_isa compiles them.
+[[nodiscard]] inline bool cpu_runs(Isa isa) noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::scalar: return true;
+    case Isa::sse2: return __builtin_cpu_supports("sse2") != 0;
+    case Isa::avx2: {
+      // What clang 14 has no name for: F16C, MOVBE and LZCNT, which virtual machines can hide.
+      unsigned eax = 0, ebx = 0, ecx = 0, edx = 0, extended = 0;
+      if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
+      if (!__get_cpuid(0x80000001u, &eax, &ebx, &extended, &edx)) return false;
+      constexpr unsigned f16c_and_movbe = 1u << 29 | 1u << 22, lzcnt = 1u << 5;
+      return (ecx & f16c_and_movbe) == f16c_and_movbe && (extended & lzcnt) == lzcnt &&
+             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    }
+    case Isa::avx512:
+      return cpu_runs(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+    case Isa::neon64: return false;
+  }
+  return false;
+#elif defined(__aarch64__)
+  return isa == Isa::scalar || isa == Isa::neon64;  // part of the base architecture
+#else
+  return isa == Isa::scalar;
+#endif
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer

@@ -6,13 +6,18 @@
 
 #include "support/check.hpp"
 #include "support/policies.hpp"
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+#include "attention_balancer/executor/tbb.hpp"
+#endif
 
 namespace {
 std::atomic<long> allocations{0};
+std::atomic<std::size_t> bytes_allocated{0};
 std::atomic<long> allocations_until_failure{-1};  // negative: never fails
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   ++allocations;
+  bytes_allocated += bytes;
   if (allocations_until_failure.load() >= 0 && allocations_until_failure-- == 0) throw std::bad_alloc();
   const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   if (void* p = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)) return p;
@@ -45,13 +50,30 @@ void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::f
 using support::Index;
 using support::Layout;
 
+namespace {
+
+/// Has scratch memory made for `pieces` threads, and starts none.
+struct InTurn {
+  Index pieces;
+  Index concurrency() const { return pieces; }
+  template <class F>
+  void for_each(Index n, F&& f) const {
+    for (Index i = 0; i < n; ++i) f(i);
+  }
+};
+
+}  // namespace
+
 TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][workspace]", float, double) {
   using T = TestType;
   support::Random random(41);
-  for (const support::Shape& s : {support::Shape{1, 1, 1, 1, 1, 1, 1}, {2, 4, 2, 200, 300, 16, 8}, {1, 1, 1, 3, 1000, 4, 4}}) {
-    const support::Inputs<T> in(s, random, support::Family::uniform, 1, Layout::columns, Layout::columns, Layout::columns);
+  for (const support::Shape& s :
+       {support::Shape{1, 1, 1, 1, 1, 1, 1}, {2, 4, 2, 200, 300, 16, 8}, {1, 1, 1, 3, 1000, 4, 4}}) {
+    const support::Inputs<T> in(s, random, support::Family::uniform, 1, Layout::columns, Layout::columns,
+                                Layout::columns);
     support::Tensor<T> out(Layout::columns, s.batch, s.heads, s.queries, s.value_dim);
-    const std::vector<T> bias(static_cast<std::size_t>(s.keys), T(0.5)), logits(static_cast<std::size_t>(s.heads), T(1));
+    const std::vector<T> bias(static_cast<std::size_t>(s.keys), T(0.5)),
+        logits(static_cast<std::size_t>(s.heads), T(1));
     const std::vector<T> u(static_cast<std::size_t>(s.queries), T(0.25));
     const std::vector<Index> lengths(static_cast<std::size_t>(s.batch), s.keys);
     ab::Workspace workspace;
@@ -73,7 +95,10 @@ TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][
     CHECK(count_second() == 0);
     CHECK(count_second(ab::executor::Sequential{}) == 0);
 #if defined(_OPENMP)
-    CHECK(count_second(ab::executor::OpenMp{2}) == 0);
+    for (const Index threads : {1, 2, 5}) CHECK(count_second(ab::executor::OpenMp{threads}) == 0);
+#endif
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+    for (const Index threads : {1, 2, 5}) CHECK(count_second(ab::executor::Tbb{threads}) == 0);
 #endif
   }
 }
@@ -90,9 +115,43 @@ TEST_CASE("what is not a number does not allocate either", "[attention][workspac
   long before = 0;
   for (int i = 0; i < 2; ++i) {
     before = allocations;
-    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::mask::Causal{}, ab::observe(evidence), workspace);
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::mask::Causal{}, ab::observe(evidence),
+                  workspace);
   }
   CHECK(allocations == before);
+}
+
+TEST_CASE("memory beyond the inputs is linear in the lengths", "[attention][workspace]") {
+  const Index longest = 2048, dim = 2;
+  support::Random random(44);
+  const support::Inputs<float> in(support::Shape{1, 1, 1, longest, longest, dim, dim}, random);
+  support::Tensor<float> out(Layout::bhsd, 1, 1, longest, dim);
+  /// Bytes of a first call of this many queries and keys, evidence and scratch memory together.
+  auto bytes_of = [&](Index length, bool observed, Index threads) {
+    auto first = [&](auto x) {
+      x.length = length;
+      return x;
+    };
+    const auto q = first(in.q.view()), k = first(in.k.view()), v = first(in.v.view()), o = first(out.view());
+    ab::Workspace workspace;
+    ab::Evidence<float> evidence;
+    const std::size_t before = bytes_allocated;
+    const InTurn executor{threads};
+    if (observed)
+      ab::attention(q, k, v, o, workspace, ab::mask::Causal{}, ab::observe(evidence), executor);
+    else
+      ab::attention(q, k, v, o, workspace, executor);
+    return static_cast<double>(bytes_allocated - before);
+  };
+  for (const bool observed : {false, true})
+    for (const Index threads : {1, 4, 16}) {
+      const double half = bytes_of(longest / 2, observed, threads), whole = bytes_of(longest, observed, threads);
+      INFO("observed " << observed << ", threads " << threads << ": " << half << " and " << whole << " bytes");
+      CHECK(whole <= 2 * half + 4096);
+      // Per thread a strip of scores, 64 queries at most, and with evidence 16 partial masses per head: far from
+      // N^2.
+      CHECK(whole < static_cast<double>(longest) * (600.0 * static_cast<double>(threads) + 200));
+    }
 }
 
 TEST_CASE("memory that runs out leaves output and evidence as they were", "[attention][workspace]") {

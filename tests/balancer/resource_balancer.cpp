@@ -6,6 +6,7 @@
 #include <sstream>
 #include <vector>
 
+#include "attention_balancer/balancer/hedge.hpp"
 #include "support/catch.hpp"
 
 namespace ab = attention_balancer;
@@ -157,14 +158,17 @@ TEMPLATE_TEST_CASE("explain says signal, state, share, bound and rounding", "", 
   CHECK(report.rounding->total == 10);
   CHECK(report.rounding->direction() == 0);
   CHECK(report.rounding->upper == 5);
-  CHECK(to_string(report) == "item 0, cycle 1: weight 100, share 0.5 held by its cap 0.5, 5 of 10 units (quota 5)");
+  CHECK(to_string(balancer.explain(0, ab::Explain::brief)) ==
+        "item 0, cycle 1: weight 100, share 0.5 held by its cap 0.5, 5 of 10 units (quota 5)");
+  CHECK_THAT(to_string(report), ContainsSubstring("held by its cap 0.5 (released at weight 1") &&
+                                    ContainsSubstring("(quota 5; one more at no weight, one less at weight "));
   CHECK(balancer.explain(1).held == ab::Held::none);
-  CHECK(to_string(balancer.explain(2)) ==
+  CHECK(to_string(balancer.explain(2, ab::Explain::brief)) ==
         "item 2, cycle 1: weight 1, share 0.125 held by its floor 0.125, 2 of 10 units (quota 1.25, rounded up)");
   CHECK(balancer.explain(1).rounding->direction() == -1);
   CHECK(balancer.explain(3).held == ab::Held::masked);
   CHECK_THAT(to_string(balancer.explain(3)),
-             ContainsSubstring("share 0 because it is masked, 0 of 10 units (quota 0)"));
+             ContainsSubstring("share 0 because it is masked, 0 of 10 units (quota 0; one more at no weight"));
   std::ostringstream out;
   out << balancer.explain(3);
   CHECK(out.str() == to_string(balancer.explain(3)));
@@ -173,6 +177,91 @@ TEMPLATE_TEST_CASE("explain says signal, state, share, bound and rounding", "", 
   CHECK_FALSE(balancer.explain(0).rounding);
   CHECK_THROWS_AS(balancer.explain(4), ab::ShapeError);
   CHECK_THROWS_WITH(balancer.explain(-1), "explain item is -1, but must be in [0, size = 4)");
+}
+
+TEMPLATE_TEST_CASE("explain says what would change it", "", float, double) {
+  using T = TestType;
+  using V = std::vector<T>;
+  ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(4, {.floor = T(0.1), .cap = T(0.5)}, {.rate = T(1)});
+  CHECK_FALSE(balancer.explain(0).changes);
+  balancer.update(V{100, 10, 1, 1});
+  CHECK_FALSE(balancer.explain(0, ab::Explain::brief).changes);
+  // Two floors of 0.1 leave 0.8 to x and 10: x is below the cap of 0.5 from 10 * 0.5 / 0.3 on.
+  CHECK(*balancer.explain(0).changes->release == Approx(10 * 0.5 / 0.3).epsilon(1e-5));
+  // At the cap of 0.5 and the floor of 0.1 the others share 0.4: x is above its floor from 10 * 0.1 / 0.3 on.
+  CHECK(*balancer.explain(2).changes->release == Approx(10 * 0.1 / 0.3).epsilon(1e-5));
+  CHECK_FALSE(balancer.explain(1).changes->release);
+  CHECK_FALSE(balancer.explain(1).changes->one_more);  // units were not asked
+
+  SECTION("what it says comes true") {
+    const V signal{40, 10, 2, 1};
+    balancer.update(signal);
+    const auto before = balancer;
+    for (const bool steady : {false, true}) {
+      const ab::apportion::Steady how{steady ? 0.02 : 0.0, steady ? Index(30) : Index(1000)};
+      balancer.units(100);
+      balancer.update(signal);
+      balancer.units(100, how);
+      for (Index i = 0; i < 4; ++i) {
+        const auto report = balancer.explain(i);
+        const auto run = [&](T weight) {
+          auto other = before;
+          V changed = signal;
+          other.units(100);
+          changed[static_cast<std::size_t>(i)] = weight;
+          other.update(changed);
+          return other.units(100, how)[static_cast<std::size_t>(i)];
+        };
+        const Index units = report.rounding->units;
+        CHECK(run(*report.signal) == units);
+        for (const auto& [weight, more] :
+             {std::pair{report.changes->one_more, true}, {report.changes->one_less, false}}) {
+          if (!weight) continue;
+          CHECK((more ? run(*weight) > units : run(*weight) < units));
+          const T inside = *weight + (*report.signal - *weight) * T(1e-4);
+          CHECK((more ? run(inside) <= units : run(inside) >= units));
+        }
+        if (report.held == ab::Held::none) CHECK((report.changes->one_more || report.changes->one_less));
+      }
+    }
+  }
+  SECTION("losses count the other way round, and only those that the feedback takes") {
+    ab::ResourceBalancer hedge(2, ab::allocate::Proportional{}, ab::feedback::Hedge<T>{1000, T(0.1)});
+    hedge.update(V{T(0.5), T(0.5)});
+    hedge.units(1000);
+    const auto changes = *hedge.explain(0).changes;
+    CHECK(*changes.one_more < T(0.5));
+    CHECK(*changes.one_less > T(0.5));
+    hedge.units(2);
+    CHECK_FALSE(hedge.explain(0).changes->one_more);  // no loss in [0, 1] would
+    CHECK_THAT(to_string(hedge.explain(0)), ContainsSubstring("one more at no weight"));
+  }
+  SECTION("weight zero") {
+    balancer.update(V{1, 0, 1, 1});
+    const auto report = balancer.explain(1);
+    REQUIRE(report.held == ab::Held::floor);
+    CHECK(*report.changes->release == Approx(0.1 * 3 / 0.9).epsilon(1e-4));
+  }
+}
+
+TEMPLATE_TEST_CASE("a plan that does not flicker", "", float, double) {
+  using T = TestType;
+  using V = std::vector<T>;
+  ab::ResourceBalancer<T> balancer(2, {}, {.rate = T(1)});
+  CHECK(balancer.units(100) == std::vector<Index>{50, 50});
+  balancer.update(V{52, 48});
+  CHECK(balancer.units(100, {.hysteresis = 0.02}) == std::vector<Index>{50, 50});
+  CHECK_FALSE(balancer.explain(0).changes->one_less);
+  CHECK(*balancer.explain(0).rounding->before == 50);
+  balancer.update(V{53, 47});
+  CHECK(balancer.units(100, {.hysteresis = 0.02}) == std::vector<Index>{53, 47});
+  balancer.update(V{20, 80});
+  CHECK(balancer.units(100, {.churn = 10}) == std::vector<Index>{43, 57});
+  CHECK(balancer.units(100, {.churn = 10}) == std::vector<Index>{33, 67});
+  CHECK(balancer.units(200, {.churn = 10}) == std::vector<Index>{40, 160});  // another total, another plan
+  CHECK_THROWS_WITH(balancer.units(200, {.hysteresis = 1.5}), ContainsSubstring("Steady hysteresis is 1.5"));
+  CHECK_THROWS_WITH(balancer.units(200, {.churn = -1}), ContainsSubstring("Steady churn is -1"));
+  CHECK(balancer.units(200) == std::vector<Index>{40, 160});
 }
 
 TEMPLATE_TEST_CASE("a saved state continues bit for bit", "", float, double) {
@@ -296,7 +385,8 @@ TEST_CASE("a masked giant does not level the others", "[balancer]") {
 TEST_CASE("a large budget under floors and caps of a float", "[balancer]") {
   ab::ResourceBalancer<float, ab::allocate::Bounded<float>> tenths(10, ab::allocate::Bounded<float>{.floor = 0.1f});
   CHECK(tenths.units(1'000'000'000) == std::vector<ab::Index>(10, 100'000'000));
-  ab::ResourceBalancer<float, ab::allocate::Bounded<float>> one(1, ab::allocate::Bounded<float>{.cap = 0.99999994f});
+  ab::ResourceBalancer<float, ab::allocate::Bounded<float>> one(1,
+                                                                ab::allocate::Bounded<float>{.cap = 0.99999994f});
   CHECK(one.units(1'000'000'000) == std::vector<ab::Index>{1'000'000'000});
 }
 

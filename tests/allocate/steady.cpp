@@ -32,7 +32,8 @@ TEMPLATE_TEST_CASE("a plan gives way past the hysteresis, and no faster than the
   CHECK(steady({0, 0, 100}, {.churn = 0}) == Plan{0, 0, 100});
   // What is worth most at its new place first: 60 / 0.5, 30 / 0.5, 60 / 1.5.
   CHECK(steady({0, 0, 100}, {.churn = 3}) == Plan{2, 1, 97});
-  CHECK(steady({0, 50, 50}, {.hysteresis = 0.59, .churn = 10}) == Plan{10, 45, 45});
+  // And what is worth least where it is: 10 / 49.5 before 30 / 49.5.
+  CHECK(steady({0, 50, 50}, {.hysteresis = 0.59, .churn = 10}) == Plan{10, 50, 40});
 }
 
 TEST_CASE("bounds are stronger than the plan in force") {

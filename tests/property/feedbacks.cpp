@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <random>
 
 #include "attention_balancer/balance.hpp"
 #include "property/property.hpp"
@@ -253,6 +254,41 @@ TEMPLATE_TEST_CASE("feedbacks: bias balancing moves by its step and no more", "[
         for (const double c : change) RC_ASSERT(std::abs(c - change[0]) <= 200 * property::epsilon<T>());
       },
       3000);
+}
+
+TEMPLATE_TEST_CASE("feedbacks: a hundred thousand items of sixty orders of magnitude", "[property]", float,
+                   double) {
+  using T = TestType;
+  constexpr std::size_t n = 100000;
+  std::mt19937 random(5);
+  std::uniform_real_distribution<double> exponent(-30, 30), unit(0, 1);
+  std::vector<T> weights(n), loss(n);
+  const auto check = [&](auto policy, const std::vector<T>& given, double least) {
+    ab::ResourceBalancer<T, ab::allocate::Proportional, decltype(policy)> balancer(Index(n), {}, policy);
+    std::vector<Index> before;
+    for (int t = 0; t < 3; ++t) {
+      const auto shares = balancer.update(given);
+      CHECK(std::abs(double(property::sum(shares) - 1)) <= double(n) * property::epsilon<T>());
+      double low = 1;
+      for (const T r : shares) low = std::min(low, double(r));
+      CHECK(low >= least * (1 - 1e-4));
+      CHECK(std::all_of(balancer.state().begin(), balancer.state().end(), [](T x) { return std::isfinite(x); }));
+      const auto units = balancer.units(1000000, {.hysteresis = 0.001, .churn = 1000});
+      CHECK(std::accumulate(units.begin(), units.end(), Index(0)) == 1000000);
+      if (!before.empty()) CHECK(ab::apportion::moved(before, units) <= 1000);
+      before = units;
+    }
+    const auto saved = balancer.save();
+    CHECK(ab::Snapshot<T>::from_text(saved.to_text()) == saved);
+    CHECK(ab::Snapshot<T>::from_bytes(saved.to_bytes()) == saved);
+  };
+  for (auto& w : weights) w = static_cast<T>(std::pow(10.0, exponent(random)));
+  for (auto& l : loss) l = static_cast<T>(unit(random));
+  check(feedback::Leaky<T>{T(0.3)}, weights, 0);
+  check(feedback::Ema<T>{T(0.3)}, weights, 0);
+  check(feedback::FixedShare{0.1, feedback::Plain<T>{}}, weights, 0.1 / n);
+  check(feedback::Hedge<T>{100}, loss, 0);
+  check(feedback::BiasBalancing<T>{T(0.01)}, weights, 0);
 }
 
 TEMPLATE_TEST_CASE("plans: only past the hysteresis, and never more than the churn", "[property]", float, double) {

@@ -46,19 +46,25 @@ class TokenPlan : public allocate::Selection {
   /// two arguments are the same memory: all are checked before anything is moved.
   template <class... States>
   void compact(States&&... states) const {
+    check<States&&...>(states...);
+    (detail::move_rows(states, kept()), ...);
+    (shorten<States>(states), ...);
+  }
+
+  /// Throws what compact would throw, and changes nothing.
+  template <class... States>
+  void check(const std::remove_reference_t<States>&... states) const {
     static_assert(
         (detail::Compactable<States> && ...),
         "TokenPlan::compact takes TensorViews and std::spans of mutable elements, containers with one element "
         "per token, and matrices with tokens in rows; none of them constant, none an owning temporary");
     int place = 0;
-    (check(++place, detail::tokens_in(std::as_const(states))), ...);
-    check_distinct(std::array<const void*, sizeof...(States)>{detail::memory_of(std::as_const(states))...});
-    (detail::move_rows(states, kept()), ...);
-    (shorten<States>(states), ...);
+    (check_tokens(++place, detail::tokens_in(states)), ...);
+    check_distinct(std::array<const void*, sizeof...(States)>{detail::memory_of(states)...});
   }
 
  private:
-  void check(int place, Index tokens) const {
+  void check_tokens(int place, Index tokens) const {
     if (tokens != items())
       detail::fail<ShapeError>("number of tokens in argument " + std::to_string(place) + " of compact", tokens,
                                "be " + std::to_string(items()) + " as in the plan");
@@ -83,10 +89,10 @@ class TokenPlan : public allocate::Selection {
 /// What token_budget must keep, and may: pins, eligible, allow_empty, ids.
 using TokenOptions = allocate::SelectOptions;
 
-/// The plan that carries out allocate::top_k: it keeps the pins and, up to `budget` tokens in all, the highest scores.
-/// |kept| = min(budget, eligible); ties to the lower index; what a smaller budget keeps, a larger one keeps too.
-/// `scores` has one entry per token: shares, saliency, or any number, infinite and negative too, of which only the
-/// order counts. O(n).
+/// The plan that carries out allocate::top_k: it keeps the pins and, up to `budget` tokens in all, the highest
+/// scores. |kept| = min(budget, eligible); ties to the lower index; what a smaller budget keeps, a larger one keeps
+/// too. `scores` has one entry per token: shares, saliency, or any number, infinite and negative too, of which only
+/// the order counts. O(n).
 ///
 /// Throws InputError if a score is NaN (naming the token) or a pin is out of range or not eligible; BudgetError if
 /// the budget is negative or there are more pins than budget, or if nothing would be kept (a budget of 0, no

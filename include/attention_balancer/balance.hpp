@@ -5,6 +5,7 @@
 #include "attention_balancer/allocate/apportion.hpp"
 #include "attention_balancer/allocate/concepts.hpp"
 #include "attention_balancer/allocate/nested.hpp"
+#include "attention_balancer/allocate/per_head.hpp"
 #include "attention_balancer/allocate/select.hpp"
 #include "attention_balancer/allocate/selection.hpp"
 #include "attention_balancer/allocate/shares.hpp"

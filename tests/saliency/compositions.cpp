@@ -7,6 +7,7 @@
 #include "attention_balancer/attention.hpp"
 #include "saliency/compositions.hpp"
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace {

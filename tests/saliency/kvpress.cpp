@@ -10,6 +10,7 @@
 #include "attention_balancer/attention.hpp"
 #include "saliency/compositions.hpp"
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 
 namespace {
 

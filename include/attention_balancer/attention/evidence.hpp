@@ -168,8 +168,8 @@ class QueryWeights {
   }
 
   /// Weights of the caller, one per query, finite and not negative (InputError otherwise). Borrowed.
-  static QueryWeights of(std::span<const float> weights) { return given(weights, nullptr, weights.data()); }
-  static QueryWeights of(std::span<const double> weights) { return given(weights, weights.data(), nullptr); }
+  static QueryWeights of(std::span<const float> weights) { return given(weights); }
+  static QueryWeights of(std::span<const double> weights) { return given(weights); }
   static QueryWeights of(const std::vector<float>& weights) { return of(std::span<const float>(weights)); }
   static QueryWeights of(const std::vector<double>& weights) { return of(std::span<const double>(weights)); }
   template <detail::OwningTemporary R>
@@ -199,8 +199,7 @@ class QueryWeights {
   /// What of() borrows, and its number of bytes; null for the other kinds.
   std::pair<const void*, std::size_t> borrowed() const noexcept {
     const auto n = static_cast<std::size_t>(kind_ == Kind::given ? count_ : 0);
-    if (doubles_) return {doubles_, n * sizeof(double)};
-    return {floats_, n * sizeof(float)};
+    return {given_, n * (in_double_ ? sizeof(double) : sizeof(float))};
   }
 
   /// u of query i of `queries`.
@@ -211,7 +210,9 @@ class QueryWeights {
       case Kind::last: return T(i >= queries - count_ ? 1 : 0);
       case Kind::range: return T(i >= begin_ && i < count_ ? 1 : 0);
       case Kind::decayed: return static_cast<T>(std::pow(decay_, static_cast<double>(queries - 1 - i)));
-      case Kind::given: return doubles_ ? static_cast<T>(doubles_[i]) : static_cast<T>(floats_[i]);
+      case Kind::given:
+        return in_double_ ? static_cast<T>(static_cast<const double*>(given_)[i])
+                          : static_cast<T>(static_cast<const float*>(given_)[i]);
       case Kind::none: break;
     }
     return T(0);
@@ -219,7 +220,7 @@ class QueryWeights {
 
  private:
   template <class T>
-  static QueryWeights given(std::span<const T> weights, const double* doubles, const float* floats) {
+  static QueryWeights given(std::span<const T> weights) {
     for (std::size_t i = 0; i < weights.size(); ++i)
       if (!(weights[i] >= T(0)) || !std::isfinite(weights[i]))
         detail::fail<InputError>("QueryWeights::of weight " + std::to_string(i), weights[i],
@@ -227,16 +228,16 @@ class QueryWeights {
     QueryWeights w;
     w.kind_ = Kind::given;
     w.count_ = static_cast<Index>(weights.size());
-    w.doubles_ = doubles;
-    w.floats_ = floats;
+    w.given_ = weights.data();
+    w.in_double_ = std::is_same_v<T, double>;
     return w;
   }
 
   Kind kind_ = Kind::all;
   Index count_ = 0, begin_ = 0;  // of range: its end and its begin
   double decay_ = 1;
-  const double* doubles_ = nullptr;
-  const float* floats_ = nullptr;
+  const void* given_ = nullptr;
+  bool in_double_ = false;
 };
 
 /// A policy for `attention`: write what was observed into `target`.

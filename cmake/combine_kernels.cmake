@@ -1,5 +1,5 @@
 # Links objects into one in which only TABLE, and the names of types, are visible from outside. isa.cmake tells why.
-# cmake -DCOMPILER=... -DTARGET=... -DOBJCOPY=... -DOBJDUMP=... -DTABLE=... -DOUTPUT=... -P combine_kernels.cmake -- object...
+# cmake -DCOMPILER=... -DTARGET=... -DOBJCOPY=... -DREADELF=... -DTABLE=... -DOUTPUT=... -P combine_kernels.cmake -- object...
 
 set(objects "")
 set(after_dashes FALSE)
@@ -28,13 +28,17 @@ run("${COMPILER}" ${target} -r -nostdlib -Wl,--force-group-allocation -o "${OUTP
 run("${OBJCOPY}" --wildcard "--keep-global-symbol=${TABLE}" "--keep-global-symbol=_ZTI*" "--keep-global-symbol=_ZTS*"
   "${OUTPUT}")
 
-# Functions that run before main; those of sanitizers are harmless.
-execute_process(COMMAND "${OBJDUMP}" -r -j .init_array -j .ctors "${OUTPUT}" OUTPUT_VARIABLE relocations ERROR_QUIET)
-string(REGEX MATCHALL "R_[A-Z0-9_]+[ \t]+[^\n]+" starters "${relocations}")
-list(FILTER starters EXCLUDE REGEX "[ \t](asan|tsan|msan|ubsan|sancov)\\.module_ctor|[ \t]_(sub|SUB)_[ID]_")
+# Functions that run before main. The first hundred priorities are the compiler's own: sanitizers use them.
+execute_process(COMMAND "${READELF}" -S -s -W "${OUTPUT}" OUTPUT_VARIABLE contents RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  file(REMOVE "${OUTPUT}")
+  message(FATAL_ERROR "attention_balancer_add_kernels: ${READELF} cannot read ${OUTPUT}")
+endif()
+string(REGEX MATCHALL " \\.(init_array|preinit_array|ctors)(\\.[0-9]+)? " starters "${contents}")
+list(FILTER starters EXCLUDE REGEX "\\.init_array\\.0*([0-9]?[0-9]|100) ")
 if(starters)
   file(REMOVE "${OUTPUT}")
-  string(REGEX REPLACE "R_[A-Z0-9_]+[ \t]+" "" starters "${starters}")
+  string(REGEX MATCHALL "_GLOBAL__sub_I_[A-Za-z0-9_.]+" names "${contents}")
   message(FATAL_ERROR "attention_balancer_add_kernels: the sources initialise something before main, which would run on "
-                      "machines without the instruction set (<iostream> does, and so do global objects): ${starters}")
+                      "machines without the instruction set (<iostream> does, and so do global objects): ${names}")
 endif()

@@ -43,14 +43,14 @@ endfunction()
 # Two compilations of an inline function have one name, and the linker would keep either: an AVX-512 std::vector on a
 # machine that has none. So the objects of an ISA are linked into one, in which only the table has a name for the outside;
 # the names of types stay common, so that exceptions are caught. Sources that would run code before main are refused: it
-# would run on every machine. Needs ELF, and ld and objcopy of GNU binutils.
+# would run on every machine. Needs ELF and GNU ld.
 function(attention_balancer_add_kernels target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;ISAS;LINK")
   if(NOT arg_SOURCES OR arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "attention_balancer_add_kernels(<target> SOURCES <source>... [ISAS <isa>...] [LINK <target>...])")
   endif()
-  if(NOT CMAKE_OBJCOPY OR NOT CMAKE_OBJDUMP OR APPLE OR WIN32)
-    message(FATAL_ERROR "attention_balancer_add_kernels needs objcopy and objdump, and object files in ELF")
+  if(NOT CMAKE_OBJCOPY OR NOT CMAKE_READELF OR APPLE OR WIN32)
+    message(FATAL_ERROR "attention_balancer_add_kernels needs objcopy and readelf, and object files in ELF")
   endif()
   if(NOT arg_ISAS)
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -85,7 +85,7 @@ function(attention_balancer_add_kernels target)
     set(object "${folder}/${isa}${CMAKE_CXX_OUTPUT_EXTENSION}")
     add_custom_command(OUTPUT "${object}"
       COMMAND "${CMAKE_COMMAND}" "-DCOMPILER=${CMAKE_CXX_COMPILER}" "-DTARGET=${CMAKE_CXX_COMPILER_TARGET}"
-        "-DOBJCOPY=${CMAKE_OBJCOPY}" "-DOBJDUMP=${CMAKE_OBJDUMP}" "-DTABLE=${table}" "-DOUTPUT=${object}"
+        "-DOBJCOPY=${CMAKE_OBJCOPY}" "-DREADELF=${CMAKE_READELF}" "-DTABLE=${table}" "-DOUTPUT=${object}"
         -P "${ATTENTION_BALANCER_CMAKE_FOLDER}/combine_kernels.cmake" -- "$<TARGET_OBJECTS:${target}_${isa}>"
       DEPENDS "$<TARGET_OBJECTS:${target}_${isa}>" "${ATTENTION_BALANCER_CMAKE_FOLDER}/combine_kernels.cmake"
       COMMENT "Combining the kernels of ${target} for ${isa}" COMMAND_EXPAND_LISTS VERBATIM)

@@ -163,6 +163,7 @@ class PyTorch:
         self.torch = torch
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
+        self.flex = None
 
     def tensors(self, *arrays):
         return [self.torch.from_numpy(x) for x in arrays]
@@ -185,6 +186,21 @@ class PyTorch:
         run, last = self.keeping(lambda: sdpa(q, k, v, **options))
         return run, lambda: last[0].numpy()
 
+    def flash_decode(self, case, q, k, v, threads):
+        """flex_attention, which splits the keys among threads; compiled once, with this machine's C++ compiler."""
+        if case.queries > 1:
+            raise Unsupported
+        if self.flex is None:
+            from torch.nn.attention.flex_attention import flex_attention
+            self.flex = self.torch.compile(flex_attention, dynamic=True)
+        q, k, v = self.tensors(q, k, v)
+        run, last = self.keeping(lambda: self.flex(q, k, v, enable_gqa=case.heads != case.kv_heads))
+        try:
+            run()
+        except Exception as error:
+            raise Unsupported(f"it does not compile here: {error}") from error
+        return run, lambda: last[0].numpy()
+
     def explicit(self, case, q, k, v, threads):
         """What gives the importance of each key today: the softmax written out, and the sums of its columns."""
         if case.causal or case.heads != case.kv_heads:
@@ -200,8 +216,9 @@ class PyTorch:
         return run, lambda: last[0][0].numpy()
 
 
-def installed(threads):
-    """(name, contender function) of all that can be imported, and a list of what cannot."""
+def installed(threads, compiled):
+    """(name, contender function) of all that can be imported, and a list of what cannot; without what would first have to
+    be compiled for most of a minute unless `compiled`."""
     found, missing = [], []
 
     def add(name, make, functions):
@@ -215,5 +232,6 @@ def installed(threads):
     add("ONNX Runtime", OnnxRuntime, [("MultiHeadAttention", "multi_head_attention"),
                                       ("GroupQueryAttention", "group_query_attention"), ("Attention", "attention")])
     add("OpenVINO", OpenVino, [("SDPA", "attention")])
-    add("PyTorch", lambda: PyTorch(threads), [("SDPA", "sdpa"), ("softmax and column sum", "explicit")])
+    add("PyTorch", lambda: PyTorch(threads), [("SDPA", "sdpa"), ("softmax and column sum", "explicit"),
+                                              *([("flash decode", "flash_decode")] if compiled else [])])
     return found, missing

@@ -121,6 +121,7 @@ def markdown(cases, machine):
 STYLES = {OURS: ("#c0392b", "-", 2.4), MASS: ("#c0392b", "--", 1.6), "ONNX Runtime MultiHeadAttention": ("#2471a3", "-", 1.2),
           "ONNX Runtime GroupQueryAttention": ("#2471a3", "--", 1.2), "ONNX Runtime Attention": ("#2471a3", ":", 1.2),
           "OpenVINO SDPA": ("#7d3c98", "-", 1.2), "PyTorch SDPA": ("#d68910", "-", 1.2),
+          "PyTorch flash decode": ("#d68910", ":", 1.2),
           EXPLICIT: ("#d68910", "--", 1.2)}
 
 
@@ -167,12 +168,12 @@ def speed_plot(pyplot, cases, threads, folder):
 def roofline(pyplot, cases, threads, folder):
     rows = [row for case in cases.values() for row in case.values()]
     peak = max(row["peak_flops"] for row in rows)
-    largest = max(rows, key=lambda row: (decode(row), row["keys"]))  # whose memory is no cache's
+    largest = max(rows, key=lambda row: (decode(row), row["keys"]))  # which no cache holds
     bandwidth = largest["read_bytes_per_second"]
     figure, axis = pyplot.subplots(figsize=(7, 4.4))
-    xs = [2.0**i for i in range(-2, 14)]
+    xs = sorted([0.5, peak / bandwidth, 2.0**13])
     axis.plot(xs, [min(peak, bandwidth * x) / 1e9 for x in xs], color="#555", linewidth=1.2,
-              label=f"limit: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s")
+              label=f"limit: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s from memory")
     for who in STYLES:
         points = [(case[who]["flops"] / case[who]["bytes"], case[who]["flops"] / case[who]["seconds"] / 1e9)
                   for case in cases.values() if who in case]

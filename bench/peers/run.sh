@@ -15,7 +15,8 @@ if [ "${1-}" = --without-torch ]; then
   shift
 fi
 
-sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev libbenchmark-dev python3-venv ca-certificates
+sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev libbenchmark-dev python3-venv python3-dev \
+  ca-certificates
 
 # A folder that is configured already keeps its tests and examples.
 [ -f build/CMakeCache.txt ] || rest="-DATTENTION_BALANCER_TESTS=OFF -DATTENTION_BALANCER_EXAMPLES=OFF"

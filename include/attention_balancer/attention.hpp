@@ -2,9 +2,13 @@
 // The left half: views, scores, masks, attention, evidence.
 
 #include "attention_balancer/attention/backward.hpp"
+#include "attention_balancer/attention/cached.hpp"
 #include "attention_balancer/attention/evidence.hpp"
 #include "attention_balancer/attention/forward.hpp"
 #include "attention_balancer/attention/gradients.hpp"
+#include "attention_balancer/attention/merge.hpp"
+#include "attention_balancer/cache/kv_cache.hpp"
+#include "attention_balancer/cache/paged.hpp"
 #include "attention_balancer/core/workspace.hpp"
 #include "attention_balancer/executor/openmp.hpp"
 #include "attention_balancer/executor/sequential.hpp"

@@ -21,6 +21,7 @@
 #include "attention_balancer/core/error.hpp"
 #include "attention_balancer/core/types.hpp"
 #include "attention_balancer/execute/bit_budget.hpp"
+#include "attention_balancer/execute/cache_budget.hpp"
 #include "attention_balancer/execute/merge_plan.hpp"
 #include "attention_balancer/execute/merge_tokens.hpp"
 #include "attention_balancer/execute/route.hpp"

@@ -24,7 +24,7 @@ template <Scalar T, class Stored>
 class Decoder {
  public:
   /// Reserves the memory; nothing is written before run.
-  Decoder(const Call<T>& call, const KeyValues<Stored>& x, Evidence<T>* evidence, Workspace& workspace,
+  Decoder(const Call<T>& call, const KvView<Stored>& x, Evidence<T>* evidence, Workspace& workspace,
           Index concurrency)
       : call_(call),
         x_(x),
@@ -290,7 +290,7 @@ class Decoder {
   }
 
   const Call<T>& call_;
-  const KeyValues<Stored>& x_;
+  const KvView<Stored>& x_;
   Evidence<T>* evidence_;
   const DecodeSizes<T> sizes_;
   Index groups_;
@@ -304,8 +304,8 @@ class Decoder {
 
 /// Keys and values of a call on plain tensors.
 template <Scalar T>
-KeyValues<T> key_values_of(const Call<T>& call) noexcept {
-  KeyValues<T> x;
+KvView<T> kv_view_of(const Call<T>& call) noexcept {
+  KvView<T> x;
   x.keys = call.k;
   x.values = call.v;
   return x;

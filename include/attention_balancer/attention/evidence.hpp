@@ -2,6 +2,7 @@
 // Where the attention went: what every other fused kernel throws away. Standard library only, so that the balance
 // half can read evidence without the kernels.
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -290,6 +291,27 @@ struct EvidenceAccess {
     e.empty_rows_.assign(rows, 0);
     e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
     e.kind_ = statistic;
+  }
+
+  /// Entry k of what item `batch` has per key becomes what entry kept[k] was. The number of keys shrinks if it is the only
+  /// item; otherwise what is behind becomes 0.
+  template <class T>
+  static void keep(Evidence<T>& e, Index batch, std::span<const Index> kept) {
+    const Index keys = e.keys_, size = static_cast<Index>(kept.size()), shrunk = e.batch_ == 1 ? size : keys;
+    auto compact = [&](std::vector<T>& values, Index rows) {
+      if (values.empty()) return;
+      for (Index r = 0; r < rows; ++r) {
+        const T* from = values.data() + (batch * rows + r) * keys;
+        T* to = values.data() + batch * rows * keys + r * shrunk;  // never past `from`
+        for (Index k = 0; k < size; ++k) to[k] = from[kept[static_cast<std::size_t>(k)]];
+        std::fill(to + size, to + shrunk, T(0));
+      }
+      if (shrunk != keys) values.resize(static_cast<std::size_t>(rows * shrunk));
+    };
+    compact(e.mass_, e.heads_);
+    compact(e.statistic_, e.heads_);
+    compact(e.exposure_, e.same_exposure_ ? Index(1) : e.heads_);
+    e.keys_ = shrunk;
   }
 
   /// Whether `bytes` bytes from `address` on share memory with what reshape overwrites.

@@ -188,9 +188,10 @@ void with_executor_and_workspace(Run run, P&... policies) {
   }
 }
 
-/// Everything after the shape checks: `call` has its tensors and problem, the policies bring the rest.
-template <Scalar T, class... P>
-void run_attention(Call<T>& call, P&... policies) {
+/// Everything after the shape checks: `call` has its tensors and problem, the policies bring the rest. Then
+/// run(workspace, executor, concurrency, evidence).
+template <Scalar T, class Run, class... P>
+void run_with_policies(Call<T>& call, Run run, P&... policies) {
   check_positions(call.problem, std::numeric_limits<T>::digits);
   (validate_policy(policies, call.problem), ...);
 
@@ -214,8 +215,18 @@ void run_attention(Call<T>& call, P&... policies) {
 
   with_executor_and_workspace<T>(
       [&](Workspace& workspace, const auto& executor, Index concurrency) {
+        run(workspace, executor, concurrency, evidence);
+      },
+      policies...);
+}
+
+template <Scalar T, class... P>
+void run_attention(Call<T>& call, P&... policies) {
+  run_with_policies(
+      call,
+      [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
         if (call.problem.queries <= decode_queries) {
-          const KeyValues<T> x = key_values_of(call);
+          const KvView<T> x = kv_view_of(call);
           Decoder<T, T>(call, x, evidence, workspace, concurrency).run(executor);
         } else {
           Worker<T>(call, evidence, workspace, concurrency).run(executor);

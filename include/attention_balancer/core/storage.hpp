@@ -48,7 +48,7 @@ constexpr float from_f16_bits(std::uint16_t bits) noexcept {
 ATTENTION_BALANCER_END_ISA
 }  // namespace detail
 
-/// bfloat16: 8 bits of exponent as float, 8 of precision. Rounds to nearest, ties to even: relative error 2^-9.
+/// bfloat16: 8 bits of exponent as float, 8 of precision. Rounds to nearest, ties to even: relative error 2^-8.
 struct bf16 {
   std::uint16_t bits = 0;
 

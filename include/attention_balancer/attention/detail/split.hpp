@@ -8,7 +8,8 @@
 #include <algorithm>
 
 #include "attention_balancer/attention/detail/block.hpp"
-#include "attention_balancer/attention/detail/key_values.hpp"
+#include "attention_balancer/attention/detail/decode_tile.hpp"
+#include "attention_balancer/cache/kv_view.hpp"
 #include "attention_balancer/softmax/row_softmax.hpp"
 
 namespace attention_balancer::detail {
@@ -85,7 +86,7 @@ template <Scalar T, class Stored>
 class SplitWork {
  public:
   /// `record` is written; `kept` [rows, Nk at kept_stride] receives the scores, or is null.
-  SplitWork(const Call<T>& call, const KeyValues<Stored>& x, const Problem& problem, Index batch, Index kv_head,
+  SplitWork(const Call<T>& call, const KvView<Stored>& x, const Problem& problem, Index batch, Index kv_head,
             const DecodeScratch<T, Stored>& scratch, T* record, T* kept, Index kept_stride) noexcept
       : call_(call),
         x_(x),
@@ -138,31 +139,24 @@ class SplitWork {
   void locate(const TensorView<const Stored>& view, Index begin, Index end, const Stored** table,
               Stored* packed) const noexcept {
     const Index dim = view.dim;
-    for_runs(x_, view, batch_, kv_head_, begin, end,
-             [&](const Stored* row, Index stride, Index first, Index count) {
-               if (view.dim_stride != 1 && dim > 1) {
-                 Stored* to = packed + (first - begin) * dim;
-                 if constexpr (std::is_same_v<Stored, T>)
-                   copy_matrix(to, dim, Index(1), row, stride, view.dim_stride, count, dim);
-                 else
-                   for (Index j = 0; j < count; ++j)
-                     for (Index c = 0; c < dim; ++c) to[j * dim + c] = row[j * stride + c * view.dim_stride];
-                 row = to, stride = dim;
-               }
-               for (Index j = 0; j < count; ++j) table[first - begin + j] = row + j * stride;
-             });
+    for_runs(x_, view, batch_, kv_head_, begin, end, [&](const Stored* row, Index first, Index count) {
+      Index stride = view.length_stride;
+      if constexpr (std::is_same_v<Stored, T>)
+        if (view.dim_stride != 1 && dim > 1) {
+          Stored* to = packed + (first - begin) * dim;
+          copy_matrix(to, dim, Index(1), row, stride, view.dim_stride, count, dim);
+          row = to, stride = dim;
+        }
+      for (Index j = 0; j < count; ++j) table[first - begin + j] = row + j * stride;
+    });
     for (Index j = end - begin; j < end - begin + table_slack; ++j) table[j] = table[end - begin - 1];
   }
 
   /// Scales of the rows [begin, end).
   void load_scales(const TensorView<const float>& view, Index begin, Index end, T* scales) const noexcept {
-    for (Index j = begin; j < end;) {
-      const Index page = x_.table.given() ? x_.table[batch_ * x_.table_stride + j / view.length] : batch_;
-      const Index at = x_.table.given() ? j % view.length : j, count = std::min(end - j, view.length - at);
-      const float* from = &view(page, kv_head_, at, 0);
-      for (Index i = 0; i < count; ++i) scales[j - begin + i] = static_cast<T>(from[i * view.length_stride]);
-      j += count;
-    }
+    for_runs(x_, view, batch_, kv_head_, begin, end, [&](const float* from, Index first, Index count) {
+      for (Index j = 0; j < count; ++j) scales[first - begin + j] = static_cast<T>(from[j * view.length_stride]);
+    });
     std::fill_n(scales + (end - begin), table_slack, T(0));
   }
 
@@ -288,7 +282,7 @@ class SplitWork {
   }
 
   const Call<T>& call_;
-  const KeyValues<Stored>& x_;
+  const KvView<Stored>& x_;
   const Problem& p_;
   const DecodeSizes<T> sizes_;
   const Index batch_, kv_head_, group_;

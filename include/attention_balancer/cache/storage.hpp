@@ -1,0 +1,356 @@
+#pragma once
+// What a cache stores and at which error, and the memory of its pages.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "attention_balancer/cache/kv_view.hpp"
+#include "attention_balancer/core/workspace.hpp"
+
+namespace attention_balancer {
+
+/// What keys and values may be stored in. A number x becomes, with the largest error:
+///
+///   float, double   x itself
+///   bf16            2^-8 |x|
+///   f16             2^-11 |x| from 2^-14 on, 2^-25 below; at most 65504
+///   std::int8_t     scale / 2 (and one rounding), where scale is the largest |x| of the token and head over 127
+///
+/// Attention computes in float (in double for a cache of doubles). Numbers that are not finite stay so; in int8
+/// they make the whole row of their token and head not a number.
+template <class Stored>
+concept CacheStorage =
+    Scalar<Stored> || std::same_as<Stored, bf16> || std::same_as<Stored, f16> || std::same_as<Stored, std::int8_t>;
+
+namespace detail {
+
+/// What attention over Stored computes in.
+template <CacheStorage Stored>
+using arithmetic_of = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// One row of keys or values into storage; `channel` divides int8 ones first if it is not null.
+template <class Stored, class T>
+void store_row(const T* from, Index stride, Index dim, Stored* to, [[maybe_unused]] float* scale,
+               [[maybe_unused]] const float* channel) noexcept {
+  if constexpr (std::is_same_v<Stored, std::int8_t>) {
+    auto element = [&](Index c) {
+      const float x = static_cast<float>(from[c * stride]);
+      return channel == nullptr ? x : x / channel[c];
+    };
+    float most = 0;
+    bool finite = true;
+    for (Index c = 0; c < dim; ++c) {
+      most = std::max(most, std::fabs(element(c)));
+      finite = finite && std::isfinite(element(c));
+    }
+    // The least scale keeps the inverse finite.
+    *scale = finite ? std::max(most / 127, 4 * std::numeric_limits<float>::min())
+                    : std::numeric_limits<float>::quiet_NaN();
+    if (most == 0) *scale = finite ? 0.0f : *scale;
+    const float inverse = finite && most > 0 ? 1 / *scale : 0;
+    for (Index c = 0; c < dim; ++c)
+      to[c] = static_cast<std::int8_t>(finite ? std::clamp(std::nearbyint(element(c) * inverse), -127.0f, 127.0f)
+                                              : 1.0f);
+  } else {
+    for (Index c = 0; c < dim; ++c) to[c] = static_cast<Stored>(from[c * stride]);
+  }
+}
+
+ATTENTION_BALANCER_END_ISA
+
+/// Pages of keys and values: [pages, Hkv, page size, D or Dv], with the scales and the positions of the tokens.
+/// Each page lies in one piece, aligned to cache lines.
+template <CacheStorage Stored>
+class KvPages {
+ public:
+  static constexpr bool scaled = std::is_same_v<Stored, std::int8_t>;
+
+  KvPages(Index pages, Index kv_heads, Index page_size, Index dim, Index value_dim)
+      : pages_(pages), heads_(kv_heads), page_size_(page_size), dim_(dim), value_dim_(value_dim) {
+    auto check = [](const char* what, Index n) {
+      if (n < 1) fail<ShapeError>(what, n, "be at least 1");
+    };
+    check("cache kv_heads", kv_heads);
+    check("cache dim", dim);
+    check("cache value_dim", value_dim);
+    const Index most = std::numeric_limits<Index>::max() / 64;
+    Index rows = kv_heads;
+    for (const Index factor : {pages, page_size, std::max(dim, value_dim)}) {
+      if (factor < 0) fail<ShapeError>("cache size", factor, "not be negative");
+      if (multiply_overflows(rows, factor) || rows * factor > most)
+        fail<ShapeError>("cache size", factor, "not make the memory overflow");
+      rows *= factor;
+    }
+    rows = pages * kv_heads * page_size;
+    const auto bytes = [](Index n, std::size_t size) { return static_cast<std::size_t>(n) * size; };
+    keys_ = reinterpret_cast<Stored*>(key_memory_.reserve(bytes(rows * dim, sizeof(Stored))));
+    values_ = reinterpret_cast<Stored*>(value_memory_.reserve(bytes(rows * value_dim, sizeof(Stored))));
+    if constexpr (scaled) scales_.assign(static_cast<std::size_t>(2 * rows), 0.0f);
+    positions_.assign(static_cast<std::size_t>(rows), 0);
+  }
+
+  Index pages() const noexcept { return pages_; }
+  Index heads() const noexcept { return heads_; }
+  Index page_size() const noexcept { return page_size_; }
+  Index dim() const noexcept { return dim_; }
+  Index value_dim() const noexcept { return value_dim_; }
+
+  /// Bytes of keys, values and scales.
+  std::size_t bytes() const noexcept {
+    return key_memory_.capacity() + value_memory_.capacity() + scales_.size() * sizeof(float);
+  }
+
+  template <class T>
+  void store(Index page, Index head, Index at, const T* key, Index key_stride, const T* value, Index value_stride,
+             Index position) {
+    const Index row = this->row(page, head, at);
+    const float* channel = channels_.empty() ? nullptr : channels_.data() + head * dim_;
+    store_row(key, key_stride, dim_, keys_ + row * dim_, scaled ? scale(row) : nullptr, channel);
+    store_row(value, value_stride, value_dim_, values_ + row * value_dim_, scaled ? scale(rows() + row) : nullptr,
+              nullptr);
+    positions_[static_cast<std::size_t>(row)] = position;
+  }
+
+  /// Copies all that belongs to a slot.
+  void move(Index head, Index from_page, Index from_at, Index to_page, Index to_at) {
+    const Index from = row(from_page, head, from_at), to = row(to_page, head, to_at);
+    std::memcpy(keys_ + to * dim_, keys_ + from * dim_, static_cast<std::size_t>(dim_) * sizeof(Stored));
+    std::memcpy(values_ + to * value_dim_, values_ + from * value_dim_,
+                static_cast<std::size_t>(value_dim_) * sizeof(Stored));
+    if constexpr (scaled) *scale(to) = *scale(from), *scale(rows() + to) = *scale(rows() + from);
+    positions_[static_cast<std::size_t>(to)] = positions_[static_cast<std::size_t>(from)];
+  }
+
+  Index position(Index page, Index head, Index at) const {
+    return positions_[static_cast<std::size_t>(row(page, head, at))];
+  }
+
+  void set_channels(std::vector<float> channels) { channels_ = std::move(channels); }
+  const std::vector<float>& channels() const noexcept { return channels_; }
+
+  KvView<Stored> view() const noexcept {
+    KvView<Stored> x;
+    x.keys = bhsd(static_cast<const Stored*>(keys_), pages_, heads_, page_size_, dim_);
+    x.values = bhsd(static_cast<const Stored*>(values_), pages_, heads_, page_size_, value_dim_);
+    if constexpr (scaled) {
+      x.key_scales = bhsd(scales_.data(), pages_, heads_, page_size_, Index(1));
+      x.value_scales = bhsd(scales_.data() + rows(), pages_, heads_, page_size_, Index(1));
+      if (!channels_.empty()) x.channel_scales = channels_.data();
+    }
+    return x;
+  }
+
+ private:
+  Index rows() const noexcept { return pages_ * heads_ * page_size_; }
+  Index row(Index page, Index head, Index at) const noexcept { return (page * heads_ + head) * page_size_ + at; }
+  float* scale(Index i) noexcept { return scales_.data() + i; }
+
+  Index pages_, heads_, page_size_, dim_, value_dim_;
+  Workspace key_memory_, value_memory_;
+  Stored *keys_ = nullptr, *values_ = nullptr;
+  std::vector<float> scales_, channels_;
+  std::vector<Index> positions_;
+};
+
+/// What a contiguous and a paged cache have in common; Cache says where the slots lie.
+template <CacheStorage Stored, class Cache>
+class KvCacheBase {
+ public:
+  /// What attention over this cache computes in: the scalar of the queries and of the output.
+  using scalar = arithmetic_of<Stored>;
+
+  Index batch() const noexcept { return static_cast<Index>(lengths_.size()); }
+  Index kv_heads() const noexcept { return pages_.heads(); }
+  Index dim() const noexcept { return pages_.dim(); }
+  Index value_dim() const noexcept { return pages_.value_dim(); }
+
+  /// Bytes of keys, values and scales that are reserved.
+  std::size_t bytes() const noexcept { return pages_.bytes(); }
+
+  /// Tokens of sequence b that are in the cache. Throws ShapeError if there is no such sequence.
+  Index length(Index b) const {
+    check_sequence(b);
+    return lengths_[static_cast<std::size_t>(b)];
+  }
+
+  /// Tokens that sequence b has seen, evicted ones included: the position of the next one.
+  Index seen(Index b) const {
+    check_sequence(b);
+    return seen_[static_cast<std::size_t>(b)];
+  }
+
+  /// The position, from 0, that the token in a slot of a key head had when it was appended.
+  Index position(Index b, Index head, Index slot) const {
+    check_head(head);
+    if (slot < 0 || slot >= length(b))
+      fail<ShapeError>("cache slot", slot, "be in [0, length = " + std::to_string(length(b)) + ")");
+    const auto [page, at] = self().place(b, slot);
+    return pages_.position(page, head, at);
+  }
+
+  /// Appends the tokens of k [B, Hkv, n, D] and v [B, Hkv, n, Dv] to all sequences, n each. Throws ShapeError if
+  /// the shapes do not fit, BudgetError if there is no room; nothing is changed then.
+  template <class K, class V>
+  void append(const TensorView<K>& k, const TensorView<V>& v) {
+    check_appended(k, v, batch());
+    self().make_room(0, batch(), k.length);
+    for (Index b = 0; b < batch(); ++b) store(b, k, v, b);
+  }
+
+  /// Appends the tokens of k [1, Hkv, n, D] and v [1, Hkv, n, Dv] to one sequence.
+  template <class K, class V>
+  void append(Index sequence, const TensorView<K>& k, const TensorView<V>& v) {
+    check_sequence(sequence);
+    check_appended(k, v, 1);
+    self().make_room(sequence, sequence + 1, k.length);
+    store(sequence, k, v, 0);
+  }
+
+  /// Keeps the tokens in `kept` slots of sequence b, ascending, and evicts the others: slot i becomes what slot
+  /// kept[i] was, with its position and scales, in all heads. Evidence and other state of the caller's is compacted
+  /// together by execute::evict. Throws InputError, and changes nothing, unless the slots ascend strictly within
+  /// the sequence.
+  void keep(Index b, std::span<const Index> kept) {
+    check_kept_slots("kept slot ", b, kept);
+    for (Index h = 0; h < kv_heads(); ++h) move_kept(b, h, kept);
+    self().resize(b, static_cast<Index>(kept.size()));
+  }
+
+  /// The same with a list of its own for each key head, all of one size: kept [Hkv, n].
+  void keep_by_head(Index b, std::span<const Index> kept) {
+    const auto heads = static_cast<std::size_t>(kv_heads());
+    if (kept.size() % heads != 0)
+      fail<ShapeError>("number of kept slots", kept.size(),
+                       "be the same for each of " + std::to_string(heads) + " heads");
+    const std::size_t each = kept.size() / heads;
+    for (std::size_t h = 0; h < heads; ++h)
+      check_kept_slots("head " + std::to_string(h) + " kept slot ", b, kept.subspan(h * each, each));
+    for (std::size_t h = 0; h < heads; ++h) move_kept(b, static_cast<Index>(h), kept.subspan(h * each, each));
+    self().resize(b, static_cast<Index>(each));
+  }
+
+  /// Forgets sequence b, positions included.
+  void clear(Index b) {
+    check_sequence(b);
+    self().resize(b, 0);
+    seen_[static_cast<std::size_t>(b)] = 0;
+  }
+
+  /// int8 keys only: the scale of each channel, [Hkv, D], positive. Keys whose channels differ in size lose less
+  /// so: the scale of a token no longer has to serve its largest channel (Xiao et al., SmoothQuant, arXiv
+  /// 2211.10438; per-channel keys as in KIVI, arXiv 2402.02750, but a token at a time). The error of channel c is
+  /// channel_scale[c] * scale / 2 with scale = max_c(|k_c| / channel_scale[c]) / 127. Throws InputError if a
+  /// sequence has tokens or a scale is not positive.
+  void set_channel_scales(std::span<const float> scales) requires(std::is_same_v<Stored, std::int8_t>) {
+    if (static_cast<Index>(scales.size()) != kv_heads() * dim())
+      fail<ShapeError>("channel scales size", scales.size(),
+                       "be kv_heads * dim = " + std::to_string(kv_heads() * dim()));
+    for (const Index n : lengths_)
+      if (n > 0) fail<InputError>("length of a sequence", n, "be 0 when the channel scales are set");
+    for (std::size_t i = 0; i < scales.size(); ++i)
+      if (!(scales[i] > 0) || !std::isfinite(scales[i]))
+        fail<InputError>("channel scale " + std::to_string(i), scales[i], "be positive and finite");
+    pages_.set_channels({scales.begin(), scales.end()});
+  }
+
+  /// Channel scales from keys [B, Hkv, n, D] that are like those to come, such as a prompt's: the largest size of
+  /// each channel, 1 where all are 0.
+  template <class K>
+  void calibrate_channels(const TensorView<K>& k) requires(std::is_same_v<Stored, std::int8_t>) {
+    require_equal("k.heads", k.heads, "the cache's kv_heads", kv_heads());
+    require_equal("k.dim", k.dim, "the cache's dim", dim());
+    check_layout(layout("k", k));
+    std::vector<float> scales(static_cast<std::size_t>(kv_heads() * dim()), 0.0f);
+    for (Index b = 0; b < k.batch; ++b)
+      for (Index h = 0; h < k.heads; ++h)
+        for (Index j = 0; j < k.length; ++j)
+          for (Index c = 0; c < k.dim; ++c)
+            if (const float x = std::fabs(static_cast<float>(k(b, h, j, c))); std::isfinite(x))
+              scales[static_cast<std::size_t>(h * dim() + c)] =
+                  std::max(scales[static_cast<std::size_t>(h * dim() + c)], x);
+    for (float& s : scales) s = s > 1e-30f ? s : 1.0f;
+    set_channel_scales(scales);
+  }
+
+ protected:
+  KvCacheBase(Index batch, KvPages<Stored> pages) : pages_(std::move(pages)) {
+    if (batch < 1) fail<ShapeError>("cache batch", batch, "be at least 1");
+    lengths_.assign(static_cast<std::size_t>(batch), 0);
+    seen_.assign(static_cast<std::size_t>(batch), 0);
+  }
+
+  void check_sequence(Index b) const {
+    if (b < 0 || b >= batch()) fail<ShapeError>("cache sequence", b, "be in [0, " + std::to_string(batch()) + ")");
+  }
+  void check_head(Index h) const {
+    if (h < 0 || h >= kv_heads())
+      fail<ShapeError>("cache head", h, "be in [0, " + std::to_string(kv_heads()) + ")");
+  }
+
+  KvPages<Stored> pages_;
+  std::vector<Index> lengths_, seen_;
+
+ private:
+  Cache& self() noexcept { return static_cast<Cache&>(*this); }
+  const Cache& self() const noexcept { return static_cast<const Cache&>(*this); }
+
+  template <class K, class V>
+  void check_appended(const TensorView<K>& k, const TensorView<V>& v, Index batch) const {
+    static_assert(std::is_same_v<std::remove_const_t<K>, scalar> && std::is_same_v<std::remove_const_t<V>, scalar>,
+                  "attention_balancer: a cache takes keys and values of float, one of doubles takes double");
+    check_layout(layout("k", k));
+    check_layout(layout("v", v));
+    require_equal("k.batch", k.batch, "the sequences", batch);
+    require_equal("v.batch", v.batch, "the sequences", batch);
+    require_equal("k.heads", k.heads, "the cache's kv_heads", kv_heads());
+    require_equal("v.heads", v.heads, "the cache's kv_heads", kv_heads());
+    require_equal("k.dim", k.dim, "the cache's dim", dim());
+    require_equal("v.dim", v.dim, "the cache's value_dim", value_dim());
+    require_equal("v.length", v.length, "k.length", k.length);
+  }
+
+  template <class K, class V>
+  void store(Index b, const TensorView<K>& k, const TensorView<V>& v, Index from) {
+    const Index length = lengths_[static_cast<std::size_t>(b)];
+    for (Index j = 0; j < k.length; ++j) {
+      const auto [page, at] = self().place(b, length + j);
+      for (Index h = 0; h < kv_heads(); ++h)
+        pages_.store(page, h, at, &k(from, h, j, 0), k.dim_stride, &v(from, h, j, 0), v.dim_stride,
+                     seen_[static_cast<std::size_t>(b)] + j);
+    }
+    lengths_[static_cast<std::size_t>(b)] += k.length;
+    seen_[static_cast<std::size_t>(b)] += k.length;
+  }
+
+  void check_kept_slots(const std::string& name, Index b, std::span<const Index> kept) const {
+    const Index tokens = length(b);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      const Index least = i == 0 ? 0 : kept[i - 1] + 1;
+      if (kept[i] < least || kept[i] >= tokens)
+        fail<InputError>(
+            name + std::to_string(i), kept[i],
+            "ascend strictly and be in [" + std::to_string(least) + ", " + std::to_string(tokens) + ")");
+    }
+  }
+
+  void move_kept(Index b, Index h, std::span<const Index> kept) {
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      if (kept[i] == static_cast<Index>(i)) continue;
+      const auto [from_page, from_at] = self().place(b, kept[i]);
+      const auto [page, at] = self().place(b, static_cast<Index>(i));
+      pages_.move(h, from_page, from_at, page, at);
+    }
+  }
+};
+
+}  // namespace detail
+}  // namespace attention_balancer

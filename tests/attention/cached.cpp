@@ -1,0 +1,309 @@
+// Attention to a cache, in every storage, contiguous and paged: against the reference on what the cache holds, what
+// the cache holds against what it was given, and the same bits wherever it lies.
+
+#include "attention_balancer/execute/cache_budget.hpp"
+#include "support/check.hpp"
+#include "support/options.hpp"
+
+namespace {
+
+using support::Index;
+using support::Layout;
+using support::Tensor;
+
+/// What slot j of sequence b means: keys and values as numbers.
+template <class Stored, class T>
+void read_back(const ab::KvView<Stored>& x, Index b, Tensor<T>& k, Tensor<T>& v) {
+  for (Index h = 0; h < x.keys.heads; ++h)
+    for (Index j = 0; j < x.length(b); ++j) {
+      const Index size = x.keys.length;
+      const Index page = x.block_table.given() ? x.block_table[b * x.max_blocks + j / size] : b;
+      const Index at = x.block_table.given() ? j % size : j;
+      float key_scale = 1, value_scale = 1;
+      if (x.key_scales.data) key_scale = x.key_scales(page, h, at, 0), value_scale = x.value_scales(page, h, at, 0);
+      for (Index c = 0; c < k.view().dim; ++c)
+        k(0, h, j, c) =
+            static_cast<T>(static_cast<double>(x.keys(page, h, at, c)) * static_cast<double>(key_scale) *
+                           static_cast<double>(x.channel_scales ? x.channel_scales[h * k.view().dim + c] : 1.0f));
+      for (Index c = 0; c < v.view().dim; ++c)
+        v(0, h, j, c) =
+            static_cast<T>(static_cast<double>(x.values(page, h, at, c)) * static_cast<double>(value_scale));
+    }
+}
+
+template <class T>
+ab::TensorView<T> part(ab::TensorView<T> x, Index b, Index first, Index count) {
+  x.data = &x(b, 0, first, 0);
+  x.batch = 1, x.length = count;
+  return x;
+}
+
+/// The largest error of a stored number.
+template <class Stored>
+double stored_error(double x, double scale) {
+  if constexpr (std::is_same_v<Stored, ab::bf16>) return std::fabs(x) * 0x1p-8;
+  if constexpr (std::is_same_v<Stored, ab::f16>) return std::max(std::fabs(x) * 0x1p-11, 0x1p-25);
+  if constexpr (std::is_same_v<Stored, std::int8_t>) return scale * 0.5001;
+  return 0 * (x + scale);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("attention to a cache is the reference on what it holds", "[attention][cache]", float, double,
+                   ab::bf16, ab::f16, std::int8_t) {
+  using Stored = TestType;
+  using T = typename ab::KvCache<Stored>::scalar;
+  support::Table table;
+  support::Random random(311);
+  Index i = 0;
+  for (const Index page_size : {1, 7, 16, 130}) {
+    const Index dim = i % 2 == 0 ? 40 : 64, value_dim = i % 3 == 0 ? 19 : 32, queries = i % 3 == 0 ? 1 : 3;
+    ++i;
+    const Index lengths[] = {700, 0, 131};
+    ab::KvCache<Stored> cache(3, 2, 700, dim, value_dim);
+    ab::PagedKvCache<Stored> paged(3, 2, 900 / page_size + 20, page_size, dim, value_dim);
+    const support::Shape most{3, 6, 2, queries, 700, dim, value_dim};
+    const support::Inputs<T> in(most, random, support::Family::log_normal, 0.5, Layout::bhsd, Layout::bshd,
+                                Layout::columns);
+    if constexpr (std::is_same_v<Stored, std::int8_t>)
+      if (i % 2 == 0) cache.calibrate_channels(in.k.view()), paged.calibrate_channels(in.k.view());
+    // In uneven steps, and sequence by sequence in turn, so that pages of the sequences alternate.
+    for (Index from = 0; from < 700; from += 50)
+      for (Index b = 0; b < 3; ++b) {
+        const Index count = std::min(from + 50, lengths[b]) - from;
+        if (count <= 0) continue;
+        cache.append(b, part(in.k.view(), b, from, count), part(in.v.view(), b, from, count));
+        paged.append(b, part(in.k.view(), b, from, count), part(in.v.view(), b, from, count));
+      }
+
+    Tensor<T> out(Layout::bhsd, 3, 6, queries, value_dim), other(Layout::bhsd, 3, 6, queries, value_dim);
+    ab::Evidence<T> evidence, of_other, alone;
+    ab::attention(in.q.view(), cache, out.view(), ab::mask::Causal{}, ab::observe(evidence));
+#if defined(_OPENMP)
+    ab::attention(in.q.view(), paged, other.view(), ab::mask::Causal{}, ab::observe(of_other),
+                  ab::executor::OpenMp{3});
+#else
+    ab::attention(in.q.view(), paged, other.view(), ab::mask::Causal{}, ab::observe(of_other));
+#endif
+    table.begin("page size " + std::to_string(page_size) + " Nq " + std::to_string(queries));
+    table.expect(support::same_bits(out.view(), other.view()), "paged: output");
+    table.expect(support::same_bits(evidence, of_other), "paged: evidence");
+    ab::attention_evidence(in.q.view(), paged, ab::mask::Causal{}, ab::observe(alone));
+    table.expect(support::same_bits(evidence, alone), "evidence alone");
+    const std::vector<Index> seqlens(std::begin(lengths), std::end(lengths));
+
+    for (const Index b : {0, 2}) {
+      const support::Shape s{1, 6, 2, queries, lengths[b], dim, value_dim};
+      support::Inputs<T> held(s, random);
+      held.q.fill([&](Index, Index h, Index q, Index c) { return in.q(b, h, q, c); });
+      read_back(cache.view(), b, held.k, held.v);
+      auto stored = table.column("stored key"), stored_value = table.column("stored value");
+      for (Index h = 0; h < 2; ++h)
+        for (Index j = 0; j < s.keys; ++j) {
+          const auto x = cache.view();
+          const double scale = x.key_scales.data ? static_cast<double>(x.key_scales(b, h, j, 0)) : 0;
+          const double value_scale = x.value_scales.data ? static_cast<double>(x.value_scales(b, h, j, 0)) : 0;
+          for (Index c = 0; c < dim; ++c) {
+            const double channel = x.channel_scales ? static_cast<double>(x.channel_scales[h * dim + c]) : 1;
+            const double k = static_cast<double>(in.k(b, h, j, c));
+            stored.compare(static_cast<double>(held.k(0, h, j, c)), k, stored_error<Stored>(k, scale * channel), j);
+          }
+          for (Index c = 0; c < value_dim; ++c) {
+            const double v = static_cast<double>(in.v(b, h, j, c));
+            stored_value.compare(static_cast<double>(held.v(0, h, j, c)), v, stored_error<Stored>(v, value_scale),
+                                 j);
+          }
+        }
+      Tensor<double> expected(Layout::bhsd, 1, 6, queries, value_dim);
+      ab::Evidence<double> truth;
+      ab::reference::attention(held.q.input(), held.k.input(), held.v.input(), expected.view(), ab::mask::Causal{},
+                               ab::observe(truth));
+      // Scales and channel scales round once more than plain keys do: two roundings in a sum of D terms.
+      auto errors = support::logit_errors(s, held, {});
+      for (double& e : errors) e *= 1.1;
+      Tensor<T> mine(Layout::bhsd, 1, 6, queries, value_dim);
+      mine.fill([&](Index, Index h, Index q, Index c) { return out(b, h, q, c); });
+      support::compare_output(table, "output", mine, expected, s, errors, held.v);
+      const double r =
+          std::expm1(2 * *std::max_element(errors.begin(), errors.end())) + 16 * std::numeric_limits<T>::epsilon();
+      auto mass = table.column("mass");
+      for (Index h = 0; h < 6; ++h)
+        for (Index j = 0; j < 700; ++j) {
+          const double m = j < s.keys ? truth.mass(0, h)[static_cast<std::size_t>(j)] : 0;
+          mass.compare(static_cast<double>(evidence.mass(b, h)[static_cast<std::size_t>(j)]), m, r * m + 1e-37, j);
+          table.expect(evidence.exposure(b, h)[static_cast<std::size_t>(j)] ==
+                           static_cast<T>(j < s.keys ? truth.exposure(0, h)[static_cast<std::size_t>(j)] : 0),
+                       "exposure");
+        }
+      // Alone in a view of its own.
+      ab::KvView<Stored> one = paged.view();
+      const auto table_of = paged.block_table(b);
+      one.block_table = table_of, one.max_blocks = static_cast<Index>(table_of.size());
+      one.lengths = std::span<const Index>(&seqlens[static_cast<std::size_t>(b)], 1);
+      Tensor<T> single(Layout::bhsd, 1, 6, queries, value_dim);
+      ab::attention(part(in.q.view(), b, 0, queries), one, single.view(), ab::mask::Causal{});
+      table.expect(support::same_bits(single.view(), mine.view()), "alone: output");
+    }
+    for (Index h = 0; h < 6; ++h) table.expect(evidence.empty_rows(1, h) == queries, "the empty sequence");
+  }
+  table.report();
+}
+
+TEMPLATE_TEST_CASE("evicting moves all that belongs to a slot", "[attention][cache]", float, std::int8_t) {
+  using Stored = TestType;
+  support::Random random(312);
+  const support::Shape s{2, 4, 2, 1, 90, 16, 16};
+  const support::Inputs<float> in(s, random);
+  ab::KvCache<Stored> cache(2, 2, 100, 16);
+  ab::PagedKvCache<Stored> paged(2, 2, 40, 8, 16);
+  cache.append(in.k.view(), in.v.view());
+  paged.append(in.k.view(), in.v.view());
+  CHECK(paged.free_pages() == 40 - 2 * 12);
+  Tensor<float> out(Layout::bhsd, 2, 4, 1, 16), other(Layout::bhsd, 2, 4, 1, 16);
+  ab::Evidence<float> evidence;
+  ab::attention(in.q.view(), cache, out.view(), ab::observe(evidence));
+  const std::vector<float> mass(evidence.mass(1, 3).begin(), evidence.mass(1, 3).end());
+
+  const auto plan = ab::execute::token_budget(mass, 40, {0, 1});
+  std::vector<int> labels(90);
+  for (int i = 0; i < 90; ++i) labels[static_cast<std::size_t>(i)] = i;
+  ab::execute::evict(cache, 1, plan, evidence, labels);
+  ab::execute::evict(paged, 1, plan);
+  CHECK(cache.length(0) == 90);
+  CHECK(cache.length(1) == 40);
+  CHECK(cache.seen(1) == 90);
+  CHECK(paged.free_pages() == 40 - 12 - 5);
+  REQUIRE(labels.size() == 40);
+  for (std::size_t i = 0; i < 40; ++i) {
+    CHECK(labels[i] == plan.kept()[i]);
+    CHECK(evidence.mass(1, 3)[i] == mass[static_cast<std::size_t>(plan.kept()[i])]);
+    CHECK(cache.position(1, 1, static_cast<Index>(i)) == plan.kept()[i]);
+    CHECK(paged.position(1, 1, static_cast<Index>(i)) == plan.kept()[i]);
+  }
+  CHECK(evidence.mass(1, 3)[40] == 0);
+
+  // The same as a cache that never had the others, and appending goes on where the sequence was.
+  ab::KvCache<Stored> fresh(2, 2, 100, 16);
+  fresh.append(0, part(in.k.view(), 0, 0, 90), part(in.v.view(), 0, 0, 90));
+  for (const Index j : plan.kept()) fresh.append(1, part(in.k.view(), 1, j, 1), part(in.v.view(), 1, j, 1));
+  for (ab::KvCache<Stored>* c : {&cache, &fresh})
+    c->append(1, part(in.k.view(), 0, 5, 2), part(in.v.view(), 0, 5, 2));
+  paged.append(1, part(in.k.view(), 0, 5, 2), part(in.v.view(), 0, 5, 2));
+  CHECK(cache.position(1, 0, 41) == 91);
+  Tensor<float> expected(Layout::bhsd, 2, 4, 1, 16);
+  ab::attention(in.q.view(), fresh, expected.view());
+  ab::attention(in.q.view(), cache, out.view());
+  ab::attention(in.q.view(), paged, other.view());
+  CHECK(support::same_bits(out.view(), expected.view()));
+  CHECK(support::same_bits(other.view(), expected.view()));
+
+  // Whole pages are given back without moving a token.
+  const std::vector<float> scores(90, 1.0f);
+  const std::vector<Index> pins{11, 2, 0};
+  const auto pages = ab::execute::page_budget(scores, 8, 3, {.pins = pins});
+  CHECK(pages.size() == 8 + 8 + 2);
+  const Index page = paged.block_table(0)[2], last = paged.block_table(0)[11];
+  ab::execute::evict(paged, 0, pages);
+  CHECK(paged.length(0) == 18);
+  CHECK(paged.block_table(0)[1] == page);
+  CHECK(paged.block_table(0)[2] == last);
+  CHECK(paged.position(0, 0, 8) == 16);
+  CHECK(paged.position(0, 0, 17) == 89);
+  // Heads may keep different tokens.
+  const std::vector<Index> by_head{0, 5, 9, 1, 2, 17};
+  paged.keep_by_head(0, by_head);
+  CHECK(paged.length(0) == 3);
+  CHECK(paged.position(0, 0, 1) == 5);
+  CHECK(paged.position(0, 1, 2) == 89);
+  paged.clear(0);
+  CHECK(paged.seen(0) == 0);
+}
+
+TEST_CASE("a cache says what is wrong", "[attention][cache]") {
+  support::Random random(313);
+  const support::Shape s{1, 2, 2, 1, 10, 4, 4};
+  const support::Inputs<float> in(s, random);
+  CHECK_THROWS_AS((ab::KvCache<float>(0, 1, 1, 1)), ab::ShapeError);
+  CHECK_THROWS_AS((ab::PagedKvCache<float>(1, 1, 1, 0, 1)), ab::ShapeError);
+  CHECK_THROWS_AS((ab::KvCache<float>(1, 1, Index(1) << 60, 64)), ab::ShapeError);
+  ab::KvCache<float> cache(1, 2, 15, 4);
+  ab::PagedKvCache<float> paged(1, 2, 3, 5, 4);
+  for (int i = 0; i < 2; ++i) {
+    if (i == 1) {
+      CHECK_THROWS_AS(cache.append(in.k.view(), in.v.view()), ab::BudgetError);
+      CHECK_THROWS_AS(paged.append(in.k.view(), in.v.view()), ab::BudgetError);
+      break;
+    }
+    cache.append(in.k.view(), in.v.view());
+    paged.append(in.k.view(), in.v.view());
+  }
+  CHECK(cache.length(0) == 10);
+  CHECK(paged.length(0) == 10);
+  const std::vector<Index> twice{1, 1}, beyond{10};
+  CHECK_THROWS_AS(cache.keep(0, twice), ab::InputError);
+  CHECK_THROWS_AS(paged.keep(0, beyond), ab::InputError);
+  CHECK_THROWS_AS(paged.keep_blocks(0, beyond), ab::InputError);
+  CHECK_THROWS_AS(cache.length(1), ab::ShapeError);
+  CHECK_THROWS_AS(ab::execute::evict(cache, 0, ab::execute::TokenPlan(9, {0})), ab::ShapeError);
+  Tensor<float> out(Layout::bhsd, 1, 2, 1, 4);
+  auto view = paged.view();
+  const std::vector<std::int32_t> bad_table{0, 3, 1}, long_seq{16}, table{0, 1, 2}, negative{-1};
+  auto attend = [&](const ab::KvView<float>& x) { ab::attention(in.q.view(), x, out.view()); };
+  CHECK_NOTHROW(attend(ab::paged(view.keys, view.values, table, 3, view.lengths)));
+  CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, bad_table, 3, view.lengths)), ab::ShapeError);
+  CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 3, long_seq)), ab::ShapeError);
+  CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 3, negative)), ab::ShapeError);
+  CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 2, view.lengths)), ab::ShapeError);
+  // An output in the memory of the pool.
+  const ab::TensorView<float> inside = ab::bhsd(const_cast<float*>(view.keys.data), 1, 2, 1, 4);
+  CHECK_THROWS_AS(ab::attention(in.q.view(), view, inside), ab::ShapeError);
+}
+
+TEMPLATE_TEST_CASE("two parts merge into the whole", "[attention][merge]", float, double) {
+  using T = TestType;
+  support::Random random(314);
+  const support::Shape s{2, 4, 2, 3, 100, 8, 5};
+  const support::Inputs<T> in(s, random);
+  auto keys = [](ab::TensorView<T> x, Index first, Index count) {
+    x.data += first * x.length_stride, x.length = count;
+    return x;
+  };
+  for (const Index cut : {0, 1, 60, 100}) {
+    INFO("cut at " << cut);
+    Tensor<T> o1(Layout::bhsd, 2, 4, 3, 5), o2(Layout::bhsd, 2, 4, 3, 5), both(Layout::columns, 2, 4, 3, 5);
+    Tensor<double> whole(Layout::bhsd, 2, 4, 3, 5);
+    ab::Evidence<T> e1, e2, merged;
+    ab::Evidence<double> truth;
+    const auto weights = ab::QueryWeights::only(1);
+    ab::attention(in.q.view(), keys(in.k.view(), 0, cut), keys(in.v.view(), 0, cut), o1.view(),
+                  ab::observe(e1, weights, ab::evidence::squares));
+    ab::attention(in.q.view(), keys(in.k.view(), cut, 100 - cut), keys(in.v.view(), cut, 100 - cut), o2.view(),
+                  ab::observe(e2, weights, ab::evidence::squares));
+    ab::reference::attention(in.q.view(), in.k.view(), in.v.view(), whole.view(),
+                             ab::observe(truth, weights, ab::evidence::squares));
+    CHECK_THROWS_AS(ab::merge(o1.view(), e1, o2.view(), e2, both.view(), merged), ab::InputError);
+    ab::merge(o1.view(), e1, o2.view(), e2, both.view(), merged, 1);
+    std::vector<T> lse1, lse2, lse(24);
+    const double eps = 64 * static_cast<double>(std::numeric_limits<T>::epsilon());
+    for (Index b = 0; b < 2; ++b)
+      for (Index h = 0; h < 4; ++h) {
+        lse1.insert(lse1.end(), e1.lse(b, h).begin(), e1.lse(b, h).end());
+        lse2.insert(lse2.end(), e2.lse(b, h).begin(), e2.lse(b, h).end());
+        for (std::size_t i = 0; i < 3; ++i) {
+          CHECK(static_cast<double>(merged.lse(b, h)[i]) == Approx(truth.lse(b, h)[i]).epsilon(eps));
+          CHECK(static_cast<double>(merged.entropy(b, h)[i]) == Approx(truth.entropy(b, h)[i]).epsilon(eps));
+        }
+        for (std::size_t j = 0; j < 100; ++j) {
+          CHECK(static_cast<double>(merged.mass(b, h)[j]) == Approx(truth.mass(b, h)[j]).epsilon(eps));
+          CHECK(static_cast<double>(merged.statistic(b, h)[j]) == Approx(truth.statistic(b, h)[j]).epsilon(eps));
+          CHECK(static_cast<double>(merged.exposure(b, h)[j]) == truth.exposure(b, h)[j]);
+        }
+        for (Index i = 0; i < 3; ++i)
+          for (Index c = 0; c < 5; ++c)
+            CHECK(static_cast<double>(both(b, h, i, c)) == Approx(whole(b, h, i, c)).epsilon(eps).margin(eps));
+      }
+    ab::merge(o1.view(), lse1, o2.view(), lse2, o1.view(), lse);  // in place
+    CHECK(o1(1, 3, 2, 4) == both(1, 3, 2, 4));
+    CHECK(lse[23] == merged.lse(1, 3)[2]);
+  }
+}

@@ -30,7 +30,8 @@ if(OpenMP_CXX_FOUND)
   target_link_libraries(attention_balancer_development INTERFACE OpenMP::OpenMP_CXX)
 endif()
 
-# executor/tbb.hpp is tested where TBB is. A cross build would find this machine's.
+# executor/tbb.hpp is tested where TBB is. A cross build would find this machine's; the thread sanitizer does not
+# understand it.
 if(NOT CMAKE_CROSSCOMPILING)
   find_package(TBB CONFIG QUIET)
 endif()

@@ -4,6 +4,9 @@
 #include <Eigen/Core>
 #include <numeric>
 #include <vector>
+#if defined(CONSUMER_HAS_TBB)
+#include <attention_balancer/executor/tbb.hpp>
+#endif
 
 namespace ab = attention_balancer;
 
@@ -14,7 +17,12 @@ double shares_of_other(const std::vector<float>& x, ab::Index length, ab::Index 
   Eigen::MatrixXd out(length, dim);
   ab::Evidence<double> evidence;
   const auto view = ab::tokens_in_rows(tokens);
-  ab::attention(view, view, view, ab::tokens_in_rows(out), ab::mask::Causal{}, ab::observe(evidence));
+#if defined(CONSUMER_HAS_TBB)
+  const ab::executor::Tbb executor{2};
+#else
+  const ab::executor::Sequential executor;
+#endif
+  ab::attention(view, view, view, ab::tokens_in_rows(out), ab::mask::Causal{}, executor, ab::observe(evidence));
   ab::ResourceBalancer<double> balancer(length);
   const auto shares = balancer.update(ab::saliency::mass(evidence));
   return std::accumulate(shares.begin(), shares.end(), 0.0);

@@ -3,8 +3,14 @@
 // include.
 
 #include "attention_balancer/allocate/apportion.hpp"
+#include "attention_balancer/allocate/bits.hpp"
 #include "attention_balancer/allocate/concepts.hpp"
+#include "attention_balancer/allocate/diverse.hpp"
+#include "attention_balancer/allocate/euclidean.hpp"
+#include "attention_balancer/allocate/fair.hpp"
+#include "attention_balancer/allocate/knapsack.hpp"
 #include "attention_balancer/allocate/nested.hpp"
+#include "attention_balancer/allocate/pages.hpp"
 #include "attention_balancer/allocate/per_head.hpp"
 #include "attention_balancer/allocate/select.hpp"
 #include "attention_balancer/allocate/selection.hpp"

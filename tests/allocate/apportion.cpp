@@ -3,9 +3,11 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <random>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -47,6 +49,19 @@ Units slow_sainte_lague(const std::vector<Index>& weights, Index total, Units un
     ++units[best];
   }
   return units;
+}
+
+Index total_of(const Units& units) { return std::accumulate(units.begin(), units.end(), Index(0)); }
+
+Units by(const std::string& method, const std::vector<double>& weights, Index total,
+         const apportion::Options& options = {}) {
+  if (method == "hamilton") return apportion::hamilton(weights, total, options);
+  if (method == "sainte_lague") return apportion::sainte_lague(weights, total, options);
+  if (method == "dhondt") return apportion::dhondt(weights, total, options);
+  if (method == "huntington_hill") return apportion::huntington_hill(weights, total, options);
+  if (method == "adams") return apportion::adams(weights, total, options);
+  if (method == "quota") return apportion::quota(weights, total, options);
+  throw std::invalid_argument(method);
 }
 
 template <class T>
@@ -216,11 +231,11 @@ TEMPLATE_TEST_CASE("apportionment names what is wrong", "", float, double) {
 }
 
 // golden/make_apportion.py: method, total, weights, units by the PyPI package `apportionment`.
-TEST_CASE("both methods agree with the package apportionment") {
+TEST_CASE("every method agrees with the package apportionment") {
   std::ifstream file(ATTENTION_BALANCER_TEST_DATA "/apportion.csv");
   REQUIRE(file);
   std::string line;
-  int hamilton = 0, sainte_lague = 0;
+  std::map<std::string, int> checked;
   while (std::getline(file, line)) {
     if (line.empty() || line[0] == '#') continue;
     std::istringstream fields(line);
@@ -236,17 +251,90 @@ TEST_CASE("both methods agree with the package apportionment") {
     for (Index u; unit_stream >> u;) expected.push_back(u);
     INFO(line);
     REQUIRE(weights.size() == expected.size());
-    if (method == "hamilton") {
-      ++hamilton;
-      CHECK(apportion::hamilton(weights, std::stoll(total)) == expected);
-    } else {
-      REQUIRE(method == "sainte_lague");
-      ++sainte_lague;
-      CHECK(apportion::sainte_lague(weights, std::stoll(total)) == expected);
-    }
+    ++checked[method];
+    CHECK(by(method, weights, std::stoll(total)) == expected);
   }
-  CHECK(hamilton >= 50);
-  CHECK(sainte_lague >= 50);
+  CHECK(checked.size() == 6);
+  for (const auto& [method, lines] : checked) CHECK(lines == 60);
+}
+
+TEST_CASE("the methods on one example of Balinski and Young") {
+  const std::vector<double> states{9061, 7179, 5259, 3319, 1182};
+  CHECK(apportion::hamilton(states, 26) == Units{9, 7, 5, 4, 1});
+  CHECK(apportion::dhondt(states, 26) == Units{10, 7, 5, 3, 1});
+  CHECK(apportion::sainte_lague(states, 26) == Units{9, 8, 5, 3, 1});
+  CHECK(apportion::huntington_hill(states, 26) == Units{9, 7, 6, 3, 1});
+  CHECK(apportion::adams(states, 26) == Units{9, 7, 5, 3, 2});
+  CHECK(apportion::quota(states, 26) == Units{10, 7, 5, 3, 1});
+}
+
+TEST_CASE("methods that give the first unit to all, when it does not suffice for all") {
+  const std::vector<double> weights{1, 5, 0, 3, 5};
+  for (const char* method : {"adams", "huntington_hill"}) {
+    CHECK(by(method, weights, 0) == Units{0, 0, 0, 0, 0});
+    CHECK(by(method, weights, 1) == Units{0, 1, 0, 0, 0});
+    CHECK(by(method, weights, 3) == Units{0, 1, 0, 1, 1});
+    CHECK(by(method, weights, 4) == Units{1, 1, 0, 1, 1});
+    CHECK(by(method, weights, 5) == Units{1, 2, 0, 1, 1});
+  }
+  CHECK(apportion::adams(weights, 3, Units{0, 0, 0, 0, 2}, Units{5, 0, 5, 5, 5}) == Units{0, 0, 0, 1, 2});
+  CHECK(apportion::adams(weights, 9, Units{0, 0, 0, 0, 2}, Units{1, 1, 5, 1, 3}) == Units{1, 1, 3, 1, 3});
+}
+
+TEST_CASE("equal prices of Huntington-Hill are ties") {
+  // 1 / sqrt(1 * 2) and 6 / sqrt(8 * 9): the larger weight comes first.
+  for (const double scale : {1.0, 3.0, 12345.0, 1e-300}) {
+    CHECK(apportion::huntington_hill(std::vector<double>{scale, 6 * scale}, 9) == Units{1, 8});
+    CHECK(apportion::huntington_hill(std::vector<double>{scale, 6 * scale}, 10) == Units{1, 9});
+    CHECK(apportion::huntington_hill(std::vector<double>{scale, 6 * scale}, 11) == Units{2, 9});
+  }
+}
+
+TEMPLATE_TEST_CASE("hamilton within bounds", "", float, double) {
+  using V = std::vector<TestType>;
+  CHECK(apportion::hamilton(V{6, 6, 2}, 10, Units{0, 0, 0}, Units{3, 9, 9}) == Units{3, 5, 2});  // 3, 5.25, 1.75
+  CHECK(apportion::hamilton(V{6, 6, 2}, 10, Units{0, 0, 4}, Units{9, 9, 9}) == Units{3, 3, 4});
+  CHECK(apportion::hamilton(V{5, 0, 1, 0, 0}, 12, Units(5, 0), Units{3, 9, 3, 9, 1}) == Units{3, 3, 3, 2, 1});
+  CHECK(apportion::hamilton(V{1, 1}, 4, Units{0, 3}, Units{1, 3}) == Units{1, 3});
+  CHECK_THROWS_AS(apportion::hamilton(V{1, 1}, 4, Units{0, 3}, Units{0, 3}), ab::BudgetError);
+}
+
+TEST_CASE("blocks, pins and ids") {
+  const std::vector<double> weights{6, 6, 2};
+  const Units lower{0, 0, 17}, upper{40, 100, 100}, ids{3, 1, 2};
+  const apportion::Pin pins[] = {{0, 32}}, uneven[] = {{0, 30}}, outside[] = {{0, 64}}, nobody[] = {{3, 16}},
+                       twice[] = {{0, 32}, {0, 16}};
+  for (const char* method : {"hamilton", "sainte_lague", "dhondt", "huntington_hill", "adams"}) {
+    INFO(method);
+    CHECK(by(method, weights, 160, {.step = 16})[0] % 16 == 0);
+    CHECK(by(method, weights, 160, {.lower = lower, .upper = upper, .step = 16}) == Units{32, 96, 32});
+    CHECK(by(method, weights, 160, {.step = 16, .pins = pins})[0] == 32);
+    CHECK(total_of(by(method, weights, 160, {.step = 16, .pins = pins})) == 160);
+  }
+  CHECK(apportion::quota(weights, 160, {.step = 16}) == Units{80, 64, 16});
+  CHECK(apportion::hamilton(std::vector<double>{1, 1, 1}, 2, {.ids = ids}) == Units{0, 1, 1});
+  CHECK(apportion::sainte_lague(std::vector<double>{1, 1, 1}, 2, {.ids = ids}) == Units{0, 1, 1});
+  CHECK(apportion::adams(std::vector<double>{1, 1, 1}, 1, {.ids = ids}) == Units{0, 1, 0});
+  CHECK(apportion::quota(std::vector<double>{1, 1, 1}, 2, {.ids = ids}) == Units{0, 1, 1});
+  const auto give = [&](const apportion::Options& options, Index total = 160) {
+    return apportion::sainte_lague(weights, total, options);
+  };
+  CHECK_THROWS_WITH(give({.step = 16}, 161), "total is 161, but must be a multiple of the step 16");
+  CHECK_THROWS_WITH(give({.step = 0}), "step is 0, but must be at least 1");
+  CHECK_THROWS_WITH(give({.step = 16, .pins = uneven}),
+                    "pin of item 0 is 30, but must be a multiple of the step 16");
+  CHECK_THROWS_WITH(give({.upper = upper, .step = 16, .pins = outside}),
+                    "pin of item 0 is 64, but must be within its bounds, other pins and the total, [0, 32]");
+  CHECK_THROWS_AS(give({.pins = nobody}), ab::InputError);
+  CHECK_THROWS_AS(give({.pins = twice}), ab::BudgetError);
+  const Units narrow{15, 100, 100}, one{1, 0, 0};
+  CHECK_THROWS_WITH(give({.lower = one, .upper = narrow, .step = 16}),
+                    "lower bound of item 0 in steps of 16 is 1, but must not exceed its upper bound 15");
+  CHECK_THROWS_AS(give({.lower = ids, .upper = lower}), ab::BudgetError);
+  const Units few{1};
+  CHECK_THROWS_AS(give({.ids = few}), ab::ShapeError);
+  CHECK_THROWS_WITH(apportion::quota(weights, 160, {.upper = upper}), ContainsSubstring("quota and bounds"));
+  CHECK_THROWS_AS(apportion::quota(weights, (Index(1) << 27) + 1), ab::BudgetError);
 }
 
 TEST_CASE("weights many orders apart take no longer", "[apportion]") {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "attention_balancer/allocate/diverse.hpp"
+#include "attention_balancer/allocate/pages.hpp"
 #include "support/catch.hpp"
 
 namespace ab = attention_balancer;
@@ -94,4 +96,40 @@ TEMPLATE_TEST_CASE("inverse_cdf draws at the quantiles", "", float, double) {
   CHECK(kept(allocate::inverse_cdf(std::vector<T>{tiny, tiny, tiny}, 3)) == Indices{0, 1, 2});
   CHECK_THROWS_WITH(allocate::inverse_cdf(std::vector<T>{1, -1}, 1), ContainsSubstring("weight of item 1 is -1"));
   CHECK_THROWS_AS(allocate::inverse_cdf(std::vector<T>{1, 1}, 0), ab::BudgetError);
+}
+
+TEMPLATE_TEST_CASE("facility_location covers before it repeats", "", float, double) {
+  using T = TestType;
+  // Three groups of directions; the first two members of the first are nearly the same.
+  const std::vector<T> rows{1, 0, T(0.99), T(0.1), T(0.98), T(0.2), 0, 1, T(0.1), T(0.99), -1, 0};
+  const allocate::Cosine similarity(rows, 2);
+  CHECK(similarity.items() == 6);
+  CHECK(similarity(0, 3) == 0);
+  CHECK(similarity(0, 5) == Approx(-1));
+  CHECK(kept(allocate::facility_location(6, similarity, 1)) == Indices{2});  // nearest to the most
+  CHECK(kept(allocate::facility_location(6, similarity, 3)) == Indices{2, 3, 5});
+  const Indices pins{5};
+  CHECK(kept(allocate::facility_location(6, similarity, 3, {.pins = pins})) == Indices{2, 3, 5});
+  const std::vector<bool> mask{true, true, false, true, true, false};
+  CHECK(kept(allocate::facility_location(6, similarity, 2, {.eligible = mask})) == Indices{1, 3});
+  const std::vector<double> weights{0, 0, 0, 0, 0, 1};
+  CHECK(kept(allocate::facility_location(6, similarity, 1, {}, weights)) == Indices{5});
+  CHECK(kept(allocate::facility_location(6, similarity, 9)).size() == 6);
+  const allocate::Cosine none(std::vector<T>{}, 2);
+  CHECK(allocate::facility_location(0, none, 3, {.allow_empty = true}).size() == 0);
+  CHECK_THROWS_AS(allocate::Cosine(rows, 5), ab::ShapeError);
+  CHECK_THROWS_AS(allocate::Cosine(rows, 0), ab::ShapeError);
+  CHECK_THROWS_WITH(allocate::facility_location(
+                        2, [](Index, Index) { return std::nan(""); }, 1),
+                    "similarity of items 0 and 0 is nan, but must be a number");
+}
+
+TEMPLATE_TEST_CASE("top pages are kept whole", "", float, double) {
+  const std::vector<TestType> scores{5, 2, 5};
+  CHECK(kept(allocate::top_pages(scores, 5, 2, 1)) == Indices{0, 1});
+  CHECK(kept(allocate::top_pages(scores, 5, 2, 2)) == Indices{0, 1, 4});
+  const Indices pins{1};
+  CHECK(kept(allocate::top_pages(scores, 5, 2, 2, {.pins = pins})) == Indices{0, 1, 2, 3});
+  CHECK_THROWS_AS(allocate::top_pages(scores, 7, 2, 2), ab::ShapeError);
+  CHECK_THROWS_AS(allocate::top_pages(scores, 5, 0, 2), ab::ShapeError);
 }

@@ -233,3 +233,28 @@ TEMPLATE_TEST_CASE("sizes must agree", "", float, double) {
   check_throws<ab::ShapeError, T>(B{.cap = three}, weights, "Bounded cap size is 3");
   check_throws<ab::ShapeError, T>(B{.eligible = mask}, weights, "Bounded eligible size is 5");
 }
+
+TEMPLATE_TEST_CASE("Tempered and AlphaFair are powers of the weights within bounds", "", float, double) {
+  using T = TestType;
+  const T inf = std::numeric_limits<T>::infinity();
+  check_near(shares_of<T>(allocate::Tempered<T>{.temperature = 2}, {9, 1, 4}), {0.5, 1.0 / 6, 1.0 / 3});
+  check_near(shares_of<T>(allocate::Tempered<T>{.temperature = T(0.5)}, {2, 1, 0}), {0.8, 0.2, 0});
+  check_near(shares_of<T>(allocate::Tempered<T>{}, {6, 6, 2}), {6.0 / 14, 6.0 / 14, 2.0 / 14});
+  check_near(shares_of<T>(allocate::Tempered<T>{.temperature = inf}, {6, 1, 0}), {0.5, 0.5, 0});
+  check_near(shares_of<T>(allocate::Tempered<T>{.temperature = 2}, {0, 0}), {0.5, 0.5});
+  check_near(shares_of<T>(allocate::AlphaFair<T>{.alpha = 2, .cap = T(0.375)}, {16, 1, 4}), {0.375, 0.25, 0.375});
+  check_near(shares_of<T>(allocate::AlphaFair<T>{.alpha = inf, .floor = T(0.125)}, {16, 1, 0}),
+             {0.4375, 0.4375, 0.125});
+  const std::vector<bool> mask{false, true, true};
+  check_near(shares_of<T>(allocate::Tempered<T>{.temperature = 2, .eligible = mask}, {100, 9, 1}), {0, 0.75, 0.25});
+  // A power that leaves the range of double still divides what the capped leave.
+  check_near(shares_of<T>(allocate::Tempered<T>{.temperature = T(0.0078125), .cap = T(0.5)}, {T(1e30), 2, 2}),
+             {0.5, 0.25, 0.25});
+  check_near(shares_of<T>(allocate::Tempered<T>{.temperature = T(0.0078125), .cap = T(0.5)}, {T(1e30), 2, 1, 0}),
+             {0.5, 0.5, 0, 0});
+  CHECK_THROWS_WITH(shares_of<T>(allocate::Tempered<T>{.temperature = 0}, {1, 1}),
+                    "Tempered temperature is 0, but must be above 0");
+  CHECK_THROWS_AS(shares_of<T>(allocate::AlphaFair<T>{.alpha = -1}, {1, 1}), ab::InputError);
+  CHECK_THROWS_WITH(shares_of<T>(allocate::AlphaFair<T>{.cap = T(0.25)}, {1, 1}),
+                    ContainsSubstring("sum of the AlphaFair caps of 2 eligible items is 0.5"));
+}

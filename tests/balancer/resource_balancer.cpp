@@ -397,3 +397,16 @@ TEST_CASE("a small share beside a large one is not lost to the bounds", "[balanc
   for (int cycle = 0; cycle < 17; ++cycle) balancer.update(signal);
   CHECK(balancer.log_shares()[1] == Approx(-39.144).epsilon(1e-3));
 }
+
+TEST_CASE("units by another apportionment") {
+  const std::vector<double> states{9061, 7179, 5259, 3319, 1182};
+  const ab::feedback::Leaky forget{1.0};
+  ab::ResourceBalancer webster(5, ab::allocate::Proportional{}, forget);
+  ab::ResourceBalancer jefferson(5, ab::allocate::Proportional{}, forget, ab::apportion::dhondt);
+  ab::ResourceBalancer hamilton(5, ab::allocate::Proportional{}, forget, ab::apportion::hamilton);
+  webster.update(states), jefferson.update(states), hamilton.update(states);
+  CHECK(webster.units(26) == std::vector<ab::Index>{9, 8, 5, 3, 1});
+  CHECK(jefferson.units(26) == std::vector<ab::Index>{10, 7, 5, 3, 1});
+  CHECK(hamilton.units(26) == std::vector<ab::Index>{9, 7, 5, 4, 1});
+  CHECK(jefferson.explain(0).rounding->units == 10);
+}

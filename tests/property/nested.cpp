@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "attention_balancer/allocate/diverse.hpp"
 #include "attention_balancer/allocate/select.hpp"
 #include "property/property.hpp"
 
@@ -153,6 +154,49 @@ TEMPLATE_TEST_CASE("select: joint over heads", "[property]", float, double) {
     RC_ASSERT(total == std::min(budget, heads * c.eligible));
     RC_ASSERT(worst_free >= best_left);
   });
+}
+
+TEST_CASE("select: facility location is the plain greedy choice, nested in the budget", "[property]") {
+  holds(
+      "lazy is greedy",
+      [] {
+        const auto c = make_case<double>();
+        const auto n = static_cast<Index>(std::min<std::size_t>(c.mask.size(), 14));
+        std::vector<double> rows;
+        for (const int x : property::as_many(static_cast<std::size_t>(2 * n), -2, 3)) rows.push_back(x);
+        const allocate::Cosine similarity(rows, 2);
+        const std::vector<bool> mask(c.mask.begin(), c.mask.begin() + n);
+        std::vector<double> weights(static_cast<std::size_t>(n));
+        for (auto& w : weights) w = *rc::gen::inRange(0, 3);
+        std::vector<Index> kept;
+        for (const Index pin : c.pins)
+          if (pin < n) kept.push_back(pin);
+        const auto pins = kept;
+        const auto cover = [&](Index i) {
+          double best = 0;
+          for (const Index j : kept) best = std::max(best, similarity(i, j));
+          return best;
+        };
+        for (Index budget = static_cast<Index>(pins.size()); budget <= n; ++budget) {
+          const auto s = allocate::facility_location(
+              n, similarity, budget, {.pins = pins, .eligible = mask, .allow_empty = true}, weights);
+          auto sorted = kept;
+          std::sort(sorted.begin(), sorted.end());
+          RC_ASSERT(std::equal(sorted.begin(), sorted.end(), s.kept().begin(), s.kept().end()));
+          Index best = -1;
+          double most = -1;
+          for (Index j = 0; j < n; ++j) {
+            if (!mask[static_cast<std::size_t>(j)] || std::count(kept.begin(), kept.end(), j) > 0) continue;
+            double gain = 0;
+            for (Index i = 0; i < n; ++i)
+              if (mask[static_cast<std::size_t>(i)])
+                gain += weights[static_cast<std::size_t>(i)] * std::max(0.0, similarity(i, j) - cover(i));
+            if (gain > most) most = gain, best = j;
+          }
+          if (best >= 0) kept.push_back(best);
+        }
+      },
+      1000);
 }
 
 TEST_CASE("select: a tree adds up at every node", "[property]") {

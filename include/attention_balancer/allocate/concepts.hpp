@@ -1,5 +1,8 @@
 #pragma once
 // What an allocation is, and what it may say about its bounds.
+//
+// In this folder `template <class = void>` stands before functions that are no templates otherwise: they are
+// compiled where they are called and not by everyone who includes balance.hpp, which takes half the time then.
 
 #include <charconv>
 #include <cmath>

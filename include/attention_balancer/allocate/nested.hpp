@@ -21,7 +21,8 @@ namespace attention_balancer {
 
 namespace detail {
 
-inline Index times(std::string_view what, Index a, Index b) {
+template <class = void>
+Index times(std::string_view what, Index a, Index b) {
   Index product = 0;
   if (__builtin_mul_overflow(a, b, &product))
     fail<BudgetError>(what, std::to_string(a) + " * " + std::to_string(b), "not overflow");
@@ -90,7 +91,8 @@ std::vector<allocate::Selection> joint_top_k(std::span<const T> scores, Index he
 }
 
 /// floor(fraction * budget), which AdaKV pins.
-inline Index safeguard_of(double safeguard, Index budget) {
+template <class = void>
+Index safeguard_of(double safeguard, Index budget) {
   if (!(safeguard >= 0 && safeguard <= 1)) fail<InputError>("safeguard", number(safeguard), "be in [0, 1]");
   if (budget < 0) fail<BudgetError>("budget per head", budget, "not be negative");
   return static_cast<Index>(safeguard * static_cast<double>(budget));
@@ -115,23 +117,27 @@ namespace allocate {
 ///
 /// Throws ShapeError if the scores are no multiple of the heads, BudgetError if heads * max(floor, pins) exceeds
 /// the budget, or if a head would keep nothing and the options do not allow it, and otherwise as top_k does.
-inline std::vector<Selection> joint_top_k(std::span<const float> scores, Index heads, Index budget, Index floor,
-                                          const SelectOptions& options = {}) {
+template <class = void>
+std::vector<Selection> joint_top_k(std::span<const float> scores, Index heads, Index budget, Index floor,
+                                   const SelectOptions& options = {}) {
   return detail::joint_top_k(scores, heads, budget, floor, options);
 }
-inline std::vector<Selection> joint_top_k(std::span<const double> scores, Index heads, Index budget, Index floor,
-                                          const SelectOptions& options = {}) {
+template <class = void>
+std::vector<Selection> joint_top_k(std::span<const double> scores, Index heads, Index budget, Index floor,
+                                   const SelectOptions& options = {}) {
   return detail::joint_top_k(scores, heads, budget, floor, options);
 }
 
 /// AdaKV (2407.11550) as kvpress runs it: joint_top_k of heads * budget items, with each head's best
 /// floor(safeguard * budget) sure. `budget` is the average per head.
-inline std::vector<Selection> ada_kv(std::span<const float> scores, Index heads, Index budget,
-                                     double safeguard = 0.2, const SelectOptions& options = {}) {
+template <class = void>
+std::vector<Selection> ada_kv(std::span<const float> scores, Index heads, Index budget, double safeguard = 0.2,
+                              const SelectOptions& options = {}) {
   return detail::ada_kv(scores, heads, budget, safeguard, options);
 }
-inline std::vector<Selection> ada_kv(std::span<const double> scores, Index heads, Index budget,
-                                     double safeguard = 0.2, const SelectOptions& options = {}) {
+template <class = void>
+std::vector<Selection> ada_kv(std::span<const double> scores, Index heads, Index budget, double safeguard = 0.2,
+                              const SelectOptions& options = {}) {
   return detail::ada_kv(scores, heads, budget, safeguard, options);
 }
 
@@ -144,7 +150,8 @@ inline std::vector<Selection> ada_kv(std::span<const double> scores, Index heads
 ///       for (Index h = 0; h < heads; ++h) tree.add(layer, {.lower = pins, .upper = tokens});
 ///     }
 ///     const auto units = tree.divide(total);   // one number per node; units[tree.root] == total
-class BudgetTree {
+template <class = void>
+class BasicBudgetTree {
  public:
   static constexpr Index root = 0;
 
@@ -156,7 +163,7 @@ class BudgetTree {
   };
 
   /// A root alone.
-  BudgetTree() : nodes_(1), children_(1) {}
+  BasicBudgetTree() : nodes_(1), children_(1) {}
 
   /// Adds a child to `parent` and returns its number; nodes are numbered in the order they are added. Throws
   /// ShapeError if there is no such parent, InputError if the weight is NaN, infinite or negative, BudgetError if
@@ -236,6 +243,7 @@ class BudgetTree {
   std::vector<Node> nodes_;
   std::vector<std::vector<Index>> children_;
 };
+using BudgetTree = BasicBudgetTree<>;
 
 /// PyramidKV (2406.02069): the budgets of `layers` layers whose average is `budget`, falling linearly from
 /// max = 2 budget - min to min = budget / beta; if max exceeds `most`, max = most and min = 2 budget - max. Returns
@@ -248,7 +256,8 @@ class BudgetTree {
 ///
 /// Throws BudgetError if there is no layer, or the budget is negative or exceeds `most`; InputError unless beta
 /// >= 1.
-inline std::vector<Index> pyramid_kv(Index layers, Index budget, Index most, double beta = 20) {
+template <class = void>
+std::vector<Index> pyramid_kv(Index layers, Index budget, Index most, double beta = 20) {
   if (layers < 1) detail::fail<BudgetError>("number of layers", layers, "be at least 1");
   if (budget < 0) detail::fail<BudgetError>("budget per layer", budget, "not be negative");
   if (budget > most)
@@ -273,8 +282,9 @@ inline std::vector<Index> pyramid_kv(Index layers, Index budget, Index most, dou
 ///
 /// Throws ShapeError if the sizes differ, InputError naming the layer if a statistic is NaN, infinite or negative,
 /// or if t1 or t2 is not above 0; BudgetError if the bounds do not include the total.
-inline std::vector<Index> cake(std::span<const double> entropy, std::span<const double> variance, Index total,
-                               double t1, double t2, Index lower, Index upper) {
+template <class = void>
+std::vector<Index> cake(std::span<const double> entropy, std::span<const double> variance, Index total, double t1,
+                        double t2, Index lower, Index upper) {
   detail::check_size("variance", variance.size(), "entropy", entropy.size());
   if (!(t1 > 0) || !std::isfinite(t1)) detail::fail<InputError>("t1", detail::number(t1), "be finite and above 0");
   if (!(t2 > 0) || !std::isfinite(t2)) detail::fail<InputError>("t2", detail::number(t2), "be finite and above 0");

@@ -87,22 +87,26 @@ namespace allocate {
 /// Throws InputError if a score is NaN (naming the item) or a pin is out of range or not eligible; BudgetError if
 /// the budget is negative or there are more pins than budget, or if nothing would be kept (a budget of 0, no
 /// eligible item) and the options do not allow it; ShapeError if the mask or the ids have another size.
-inline Selection top_k(std::span<const float> scores, Index budget, const SelectOptions& options = {}) {
+template <class = void>
+Selection top_k(std::span<const float> scores, Index budget, const SelectOptions& options = {}) {
   return detail::top_k(scores, budget, options);
 }
-inline Selection top_k(std::span<const double> scores, Index budget, const SelectOptions& options = {}) {
+template <class = void>
+Selection top_k(std::span<const double> scores, Index budget, const SelectOptions& options = {}) {
   return detail::top_k(scores, budget, options);
 }
 
 /// The pins and every score of at least `least` (LTP, 2107.00910), but not fewer than counts.least items nor more
 /// than counts.most: the highest are then taken, or left. Throws as top_k does, and if the counts cross or the
 /// threshold is NaN.
-inline Selection threshold(std::span<const float> scores, float least, Counts counts = {},
-                           const SelectOptions& options = {}) {
+template <class = void>
+Selection threshold(std::span<const float> scores, float least, Counts counts = {},
+                    const SelectOptions& options = {}) {
   return detail::threshold(scores, least, counts, options);
 }
-inline Selection threshold(std::span<const double> scores, double least, Counts counts = {},
-                           const SelectOptions& options = {}) {
+template <class = void>
+Selection threshold(std::span<const double> scores, double least, Counts counts = {},
+                    const SelectOptions& options = {}) {
   return detail::threshold(scores, least, counts, options);
 }
 
@@ -113,10 +117,12 @@ inline Selection threshold(std::span<const double> scores, double least, Counts 
 /// when all are zero and count as equal. O(n + K log n).
 ///
 /// Throws InputError naming the item if a weight is NaN, infinite or negative, and otherwise as top_k does.
-inline Selection inverse_cdf(std::span<const float> weights, Index budget, const SelectOptions& options = {}) {
+template <class = void>
+Selection inverse_cdf(std::span<const float> weights, Index budget, const SelectOptions& options = {}) {
   return detail::inverse_cdf(weights, budget, options);
 }
-inline Selection inverse_cdf(std::span<const double> weights, Index budget, const SelectOptions& options = {}) {
+template <class = void>
+Selection inverse_cdf(std::span<const double> weights, Index budget, const SelectOptions& options = {}) {
   return detail::inverse_cdf(weights, budget, options);
 }
 

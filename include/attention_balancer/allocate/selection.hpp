@@ -85,7 +85,8 @@ struct SelectOptions {
 
 /// The first `sinks` and the last `recent` of `items` positions, ascending and each once: the pins of StreamingLLM
 /// (2309.17453; 4 sinks) and of every fair comparison between scores. Throws BudgetError if a number is negative.
-inline std::vector<Index> sinks_and_recent(Index items, Index sinks, Index recent) {
+template <class = void>
+std::vector<Index> sinks_and_recent(Index items, Index sinks, Index recent) {
   if (items < 0) detail::fail<BudgetError>("number of items", items, "not be negative");
   if (sinks < 0) detail::fail<BudgetError>("number of sinks", sinks, "not be negative");
   if (recent < 0) detail::fail<BudgetError>("number of recent items", recent, "not be negative");
@@ -131,7 +132,8 @@ struct Candidates {
   Index eligible() const noexcept { return static_cast<Index>(others.size()) + pinned; }
 };
 
-inline Candidates candidates(std::size_t n, const allocate::SelectOptions& options) {
+template <class = void>
+Candidates candidates(std::size_t n, const allocate::SelectOptions& options) {
   if (options.eligible.given()) check_size("eligible", options.eligible.size(), "scores", n);
   if (!options.ids.empty()) check_size("ids", options.ids.size(), "scores", n);
   Candidates c;
@@ -151,7 +153,8 @@ inline Candidates candidates(std::size_t n, const allocate::SelectOptions& optio
 
 /// How many a budget keeps: min(budget, eligible). Throws if it is negative, if the pins are more, or if nothing
 /// would be kept and that was not asked for.
-inline Index kept_size(const Candidates& c, Index budget, const allocate::SelectOptions& options) {
+template <class = void>
+Index kept_size(const Candidates& c, Index budget, const allocate::SelectOptions& options) {
   if (budget < 0) fail<BudgetError>("budget", budget, "not be negative");
   if (c.pinned > budget)
     fail<BudgetError>("number of pins", c.pinned, "not exceed the budget " + std::to_string(budget));
@@ -163,7 +166,8 @@ inline Index kept_size(const Candidates& c, Index budget, const allocate::Select
   return size;
 }
 
-inline allocate::Selection selection_of(const std::vector<bool>& keep, Index size) {
+template <class = void>
+allocate::Selection selection_of(const std::vector<bool>& keep, Index size) {
   std::vector<Index> kept;
   kept.reserve(static_cast<std::size_t>(size));
   for (std::size_t i = 0; i < keep.size(); ++i)

@@ -41,83 +41,121 @@ void proportional(std::span<const T> saliency, std::span<T> shares) {
     shares[i] = static_cast<T>(static_cast<double>(saliency[i]) * scale / total);
 }
 
-/// Throws unless 0 <= floor <= cap for item i.
+/// What an allocation may give: a floor and a cap per item, and who takes part. `name` is the policy's, for
+/// messages.
 template <Scalar T>
-void check_bounds(T floor, T cap, std::size_t i) {
-  if (floor != floor) fail<InputError>(item_of("Bounded floor", i), number(floor), "be a number");
-  if (cap != cap) fail<InputError>(item_of("Bounded cap", i), number(cap), "be a number");
-  if (floor < T(0)) fail<BudgetError>(item_of("Bounded floor", i), number(floor), "not be negative");
-  if (floor > cap)
-    fail<BudgetError>(item_of("Bounded floor", i), number(floor), "not exceed its cap " + number(cap));
-}
+struct Box {
+  const char* name;
+  const allocate::Bound<T>& floor;
+  const allocate::Bound<T>& cap;
+  const allocate::Eligible& eligible;
+
+  std::string text(const char* what) const { return std::string(name) + " " + what; }
+
+  /// An infinite cap is no cap.
+  double cap_of(std::size_t i) const noexcept {
+    return std::max(static_cast<double>(floor[i]), std::min(static_cast<double>(cap[i]), 1.0));
+  }
+};
 
 /// Throws if bounds of `eligible` items that add up to `sum` cannot make 1; item `worst` has the strictest.
 template <Scalar T>
-[[noreturn]] void infeasible(const char* bound, double sum, std::size_t eligible, std::size_t worst, T value,
-                             const char* must) {
-  fail<BudgetError>(
-      "sum of the Bounded " + std::string(bound) + "s of " + std::to_string(eligible) + " eligible items",
-      number(sum), std::string(must) + " the total 1: the " + item_of(bound, worst) + " is " + number(value));
+[[noreturn]] void infeasible(const Box<T>& box, const char* bound, double sum, std::size_t eligible,
+                             std::size_t worst, T value, const char* must) {
+  fail<BudgetError>("sum of the " + box.text(bound) + "s of " + std::to_string(eligible) + " eligible items",
+                    number(sum),
+                    std::string(must) + " the total 1: the " + item_of(bound, worst) + " is " + number(value));
 }
 
-/// Bounded::operator().
+/// Throws unless n items can share 1 within the box. Returns how many of them are eligible.
 template <Scalar T>
-void share_within(const allocate::Bound<T>& floor, const allocate::Bound<T>& cap,
-                  const allocate::Eligible& eligible, std::span<const T> saliency, std::span<T> shares) {
-  const std::size_t n = saliency.size();
-  check_size("shares", shares.size(), "saliency", n);
-  if (floor.per_item()) check_size("Bounded floor", floor.size(), "saliency", n);
-  if (cap.per_item()) check_size("Bounded cap", cap.size(), "saliency", n);
-  if (eligible.given()) check_size("Bounded eligible", eligible.size(), "saliency", n);
-  static_cast<void>(largest_weight(saliency));
-
-  std::vector<FillItem> weighted, zero;  // the eligible items with and without weight, in order
-  Sum floors, caps, weighted_caps, zero_floors;
-  std::size_t highest_floor = 0, lowest_cap = 0;
+std::size_t check_box(const Box<T>& box, std::size_t n) {
+  if (box.floor.per_item()) check_size(box.text("floor"), box.floor.size(), "saliency", n);
+  if (box.cap.per_item()) check_size(box.text("cap"), box.cap.size(), "saliency", n);
+  if (box.eligible.given()) check_size(box.text("eligible"), box.eligible.size(), "saliency", n);
+  Sum floors, caps;
+  std::size_t m = 0, highest_floor = 0, lowest_cap = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    if (!eligible[i]) continue;
-    check_bounds(floor[i], cap[i], i);
-    if (weighted.empty() && zero.empty()) highest_floor = lowest_cap = i;
-    if (floor[i] > floor[highest_floor]) highest_floor = i;
-    if (cap[i] < cap[lowest_cap]) lowest_cap = i;
-    const double w = static_cast<double>(saliency[i]), low = static_cast<double>(floor[i]);
-    const double high = std::max(low, std::min(static_cast<double>(cap[i]), 1.0));  // an infinite cap is no cap
-    floors.add(low);
-    caps.add(high);
-    if (w > 0)
-      weighted.push_back({w, low, high, low}), weighted_caps.add(high);
-    else
-      zero.push_back({1.0, low, high, low}), zero_floors.add(low);
+    if (!box.eligible[i]) continue;
+    const T floor = box.floor[i], cap = box.cap[i];
+    if (floor != floor) fail<InputError>(item_of(box.text("floor"), i), number(floor), "be a number");
+    if (cap != cap) fail<InputError>(item_of(box.text("cap"), i), number(cap), "be a number");
+    if (floor < T(0)) fail<BudgetError>(item_of(box.text("floor"), i), number(floor), "not be negative");
+    if (floor > cap)
+      fail<BudgetError>(item_of(box.text("floor"), i), number(floor), "not exceed its cap " + number(cap));
+    if (m == 0) highest_floor = lowest_cap = i;
+    if (floor > box.floor[highest_floor]) highest_floor = i;
+    if (cap < box.cap[lowest_cap]) lowest_cap = i;
+    floors.add(static_cast<double>(floor));
+    caps.add(box.cap_of(i));
+    ++m;
   }
-  const std::size_t m = weighted.size() + zero.size();
   if (m == 0) fail<BudgetError>("number of eligible items", Index(0), "be at least 1 to share a budget");
   const double slack = sum_slack<T>(m);
   if (!(floors.value() <= 1.0 + slack))
-    infeasible("floor", floors.value(), m, highest_floor, floor[highest_floor], "not exceed");
-  if (!(caps.value() >= 1.0 - slack)) infeasible("cap", caps.value(), m, lowest_cap, cap[lowest_cap], "reach");
+    infeasible(box, "floor", floors.value(), m, highest_floor, box.floor[highest_floor], "not exceed");
+  if (!(caps.value() >= 1.0 - slack))
+    infeasible(box, "cap", caps.value(), m, lowest_cap, box.cap[lowest_cap], "reach");
+  return m;
+}
+
+/// Writes the shares of m eligible items, `share(i)` for item i. Rounding to T keeps order and bounds, because the
+/// bounds are numbers of T. The sum is checked, not trusted.
+template <Scalar T, class Share>
+void write_shares(const Box<T>& box, std::size_t m, std::span<T> shares, Share&& share) {
+  std::vector<T> result(shares.size(), T(0));
+  Sum sum;
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    if (!box.eligible[i]) continue;
+    result[i] = static_cast<T>(share(i));
+    sum.add(static_cast<double>(result[i]));
+  }
+  if (!(std::abs(sum.value() - 1.0) <= sum_slack<T>(m)))
+    fail<BudgetError>("sum of the " + box.text("shares"), number(sum.value()),
+                      "be 1 within " + number(sum_slack<T>(m)));
+  std::copy(result.begin(), result.end(), shares.begin());
+}
+
+/// clip(nu * w^power, floor, cap); power in [0, inf).
+template <Scalar T>
+void share_within(const Box<T>& box, double power, std::span<const T> saliency, std::span<T> shares) {
+  check_size("shares", shares.size(), "saliency", saliency.size());
+  const double largest = largest_weight(saliency);
+  const std::size_t m = check_box(box, saliency.size());
+  const double log_largest = power != 1 && largest > 0 ? std::log2(largest) : 0;
+
+  std::vector<FillItem> weighted, zero;  // the eligible items with and without weight, in order
+  weighted.reserve(m);
+  Sum weighted_caps, zero_floors;
+  for (std::size_t i = 0; i < saliency.size(); ++i) {
+    if (!box.eligible[i]) continue;
+    const double w = static_cast<double>(saliency[i]), low = static_cast<double>(box.floor[i]),
+                 high = box.cap_of(i);
+    if (!(w > 0)) {
+      zero.push_back({1.0, low, high, low, 0}), zero_floors.add(low);
+      continue;
+    }
+    weighted_caps.add(high);
+    if (power == 1) {
+      weighted.push_back({w, low, high, low, 0});
+    } else {  // with an exponent of its own: a power leaves the range of double
+      const double exponent = power * (std::log2(w) - log_largest), whole = std::floor(exponent);
+      weighted.push_back({std::exp2(exponent - whole), low, high, low, static_cast<int>(std::max(whole, -1e9))});
+    }
+  }
 
   // Items of weight zero rise above their floors only when those with weight cannot take more: the limit of giving
   // them all the same vanishing weight.
   const double for_weighted = 1.0 - zero_floors.value();
   if (weighted_caps.value() >= for_weighted) {
-    water_fill(weighted, for_weighted);
+    water_fill(std::span<FillItem>(weighted), for_weighted);
   } else {
     for (auto& item : weighted) item.share = item.cap;
-    water_fill(zero, 1.0 - weighted_caps.value());
+    water_fill(std::span<FillItem>(zero), 1.0 - weighted_caps.value());
   }
-
-  // Rounding to T keeps order and bounds, because the bounds are numbers of T. The sum is checked, not trusted.
-  std::vector<T> result(n, T(0));
-  Sum sum;
   auto next_weighted = weighted.begin(), next_zero = zero.begin();
-  for (std::size_t i = 0; i < n; ++i) {
-    if (!eligible[i]) continue;
-    result[i] = static_cast<T>((saliency[i] > T(0) ? *next_weighted++ : *next_zero++).share);
-    sum.add(static_cast<double>(result[i]));
-  }
-  if (!(std::abs(sum.value() - 1.0) <= slack))
-    fail<BudgetError>("sum of the Bounded shares", number(sum.value()), "be 1 within " + number(slack));
-  std::copy(result.begin(), result.end(), shares.begin());
+  write_shares(box, m, shares,
+               [&](std::size_t i) { return (saliency[i] > T(0) ? *next_weighted++ : *next_zero++).share; });
 }
 
 }  // namespace detail
@@ -165,7 +203,7 @@ struct Bounded {
   Eligible eligible = {};
 
   void operator()(std::span<const T> saliency, std::span<T> shares) const {
-    detail::share_within(floor, cap, eligible, saliency, shares);
+    detail::share_within<T>({"Bounded", floor, cap, eligible}, 1, saliency, shares);
   }
 
   /// The limits of item i; {0, 0, false} if it is masked.
@@ -181,6 +219,73 @@ template <class F, class C>
 Bounded(F, C) -> Bounded<detail::common_scalar<F, C>>;
 template <class F, class C, class E>
 Bounded(F, C, E) -> Bounded<detail::common_scalar<F, C>>;
+
+/// share_i = clip(nu * w_i^(1 / temperature), floor_i, cap_i): softmax(log w / temperature) within bounds. Above 1
+/// it levels the weights, below 1 it sharpens them, at 1 it is Bounded; a temperature of infinity is the same for
+/// every item with weight. Weight zero stays zero at any temperature.
+///
+/// Everything else as for Bounded. Throws InputError also unless temperature > 0.
+template <Scalar T>
+struct Tempered {
+  using value_type = T;
+
+  T temperature = T(1);
+  Bound<T> floor = T(0);
+  Bound<T> cap = T(1);
+  Eligible eligible = {};
+
+  void operator()(std::span<const T> saliency, std::span<T> shares) const {
+    validate();
+    detail::share_within<T>({"Tempered", floor, cap, eligible}, 1.0 / static_cast<double>(temperature), saliency,
+                            shares);
+  }
+
+  /// Throws InputError unless temperature > 0.
+  void validate() const {
+    if (!(temperature > T(0)))
+      detail::fail<InputError>("Tempered temperature", detail::number(temperature), "be above 0");
+  }
+
+  /// The limits of item i; {0, 0, false} if it is masked.
+  Limits<T> limits(Index item) const { return Bounded<T>{floor, cap, eligible}.limits(item); }
+};
+
+template <class... Ns>
+Tempered(Ns...) -> Tempered<detail::common_scalar<Ns...>>;
+
+/// Alpha-fairness (Mo and Walrand 2000): the shares within floor and cap with the largest sum of
+/// w_i * share_i^(1 - alpha) / (1 - alpha), that is clip(nu * w_i^(1 / alpha), floor_i, cap_i). alpha = 1 is
+/// proportional fairness, sum w_i log share_i, and the same as Bounded; alpha = infinity is max-min fairness, equal
+/// shares to all with weight. Max-min fairness that is weighted, share_i / w_i as equal as the bounds let them, is
+/// Bounded.
+///
+/// Everything else as for Bounded. Throws InputError also unless alpha > 0.
+template <Scalar T>
+struct AlphaFair {
+  using value_type = T;
+
+  T alpha = T(1);
+  Bound<T> floor = T(0);
+  Bound<T> cap = T(1);
+  Eligible eligible = {};
+
+  void operator()(std::span<const T> saliency, std::span<T> shares) const {
+    validate();
+    detail::share_within<T>({"AlphaFair", floor, cap, eligible}, 1.0 / static_cast<double>(alpha), saliency,
+                            shares);
+  }
+
+  /// Throws InputError unless alpha > 0.
+  void validate() const {
+    if (!(alpha > T(0))) detail::fail<InputError>("AlphaFair alpha", detail::number(alpha), "be above 0");
+  }
+
+  /// The limits of item i; {0, 0, false} if it is masked.
+  Limits<T> limits(Index item) const { return Bounded<T>{floor, cap, eligible}.limits(item); }
+};
+
+template <class... Ns>
+AlphaFair(Ns...) -> AlphaFair<detail::common_scalar<Ns...>>;
 
 }  // namespace allocate
 }  // namespace attention_balancer

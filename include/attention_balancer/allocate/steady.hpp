@@ -6,6 +6,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "attention_balancer/allocate/apportion.hpp"
@@ -64,12 +65,12 @@ inline void check_plan(std::span<const Index> plan, Index total, const char* wha
     fail<BudgetError>("sum of the " + std::string(what), sum, "be the total " + std::to_string(total));
 }
 
-template <Scalar T>
+template <Scalar T, class Method>
 std::vector<Index> steady(std::span<const T> weights, Index total, std::span<const Index> lower,
                           std::span<const Index> upper, std::span<const Index> previous,
-                          const apportion::Steady& how) {
+                          const apportion::Steady& how, const Method& method) {
   how.validate();
-  auto fresh = apportion::sainte_lague(weights, total, lower, upper);
+  std::vector<Index> fresh = method(weights, total, lower, upper);
   if (previous.empty()) return fresh;
   check_size("previous plan", previous.size(), "weights", weights.size());
   check_plan(previous, total, "previous plan");
@@ -89,7 +90,7 @@ std::vector<Index> steady(std::span<const T> weights, Index total, std::span<con
         "Steady churn", how.churn,
         "be at least " + std::to_string(forced) + ", the units that the bounds take from the plan in force");
 
-  // Part of the way: `churn` units from the losers to the gainers, none past the new plan. Each side is a divisor
+  // Part of the way: `churn` units from the losers to the gainers, none past the new plan. Each side is a
   // problem of its own, so that the units which are worth most at their new place move first.
   std::vector<T> side;
   std::vector<Index> low, high;
@@ -105,8 +106,8 @@ std::vector<Index> steady(std::span<const T> weights, Index total, std::span<con
       high.push_back(gains ? fresh[i] : std::min(previous[i], upper[i]));
       held += previous[i];
     }
-    const auto part =
-        apportion::sainte_lague(std::span<const T>(side), gains ? held + how.churn : held - how.churn, low, high);
+    const std::vector<Index> part = method(std::span<const T>(side), gains ? held + how.churn : held - how.churn,
+                                           std::span<const Index>(low), std::span<const Index>(high));
     for (std::size_t k = 0; k < items.size(); ++k) fresh[items[k]] = part[k];
   }
   return fresh;
@@ -116,22 +117,26 @@ std::vector<Index> steady(std::span<const T> weights, Index total, std::span<con
 
 namespace apportion {
 
-/// Sainte-Lague within the bounds as sainte_lague(weights, total, lower, upper), beside a plan in force: `previous`
-/// with the same total, or empty when there is none. Where the bounds allow it, the plan stays as it is until more
-/// than hysteresis * total units would change hands; then no more than `churn` of them do, those first that are
-/// worth most at their new place. Under constant weights the plan reaches the one of sainte_lague in moved / churn
-/// calls.
+/// An apportionment within the bounds, method(weights, total, lower, upper), Sainte-Lague by default, beside a plan
+/// in force: `previous` with the same total, or empty when there is none. Where the bounds allow it, the plan stays
+/// as it is until more than hysteresis * total units would change hands; then no more than `churn` of them do,
+/// those first that are worth most at their new place. Under constant weights the plan reaches the one of the
+/// method in moved / churn calls.
 ///
 /// Adds up to `total` and keeps the bounds whatever the plan in force was: bounds are stronger than hysteresis.
-/// Throws what sainte_lague throws; ShapeError if the previous plan has another size; BudgetError if it does not
+/// Throws what the method throws; ShapeError if the previous plan has another size; BudgetError if it does not
 /// add up to the total, or if the bounds alone move more units than `churn`.
-inline std::vector<Index> steady(std::span<const float> weights, Index total, std::span<const Index> lower,
-                                 std::span<const Index> upper, std::span<const Index> previous, const Steady& how) {
-  return detail::steady(weights, total, lower, upper, previous, how);
+template <class Method = std::remove_const_t<decltype(sainte_lague)>>
+std::vector<Index> steady(std::span<const float> weights, Index total, std::span<const Index> lower,
+                          std::span<const Index> upper, std::span<const Index> previous, const Steady& how,
+                          const Method& method = {}) {
+  return detail::steady(weights, total, lower, upper, previous, how, method);
 }
-inline std::vector<Index> steady(std::span<const double> weights, Index total, std::span<const Index> lower,
-                                 std::span<const Index> upper, std::span<const Index> previous, const Steady& how) {
-  return detail::steady(weights, total, lower, upper, previous, how);
+template <class Method = std::remove_const_t<decltype(sainte_lague)>>
+std::vector<Index> steady(std::span<const double> weights, Index total, std::span<const Index> lower,
+                          std::span<const Index> upper, std::span<const Index> previous, const Steady& how,
+                          const Method& method = {}) {
+  return detail::steady(weights, total, lower, upper, previous, how, method);
 }
 
 }  // namespace apportion

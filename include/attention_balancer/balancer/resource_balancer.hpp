@@ -36,10 +36,12 @@ namespace attention_balancer {
 ///
 /// The scalar is deduced from the policies where they have one:
 /// `ResourceBalancer balancer(n, allocate::Bounded<float>{.floor = 0.01f}, feedback::Leaky{0.2f});`
+/// After them may stand the apportionment that units() uses, apportion::hamilton for one; it must take bounds.
 ///
 /// What throws leaves the balancer as it was. Returned spans live until the next update or restore. Memory that a
 /// policy borrows (masks, bounds per item) must outlive the balancer and keep its size. Copies are independent.
-template <Scalar T, class Allocate = allocate::Proportional, class Feedback = feedback::Leaky<T>>
+template <Scalar T, class Allocate = allocate::Proportional, class Feedback = feedback::Leaky<T>,
+          class Apportion = std::remove_const_t<decltype(apportion::sainte_lague)>>
 class ResourceBalancer {
   static_assert(allocate::Allocation<Allocate, T>,
                 "attention_balancer: the allocation of a ResourceBalancer must be callable as "
@@ -56,8 +58,8 @@ class ResourceBalancer {
   /// n >= 1 inputs, of equal state: shares are uniform as far as the allocation's bounds let them. Throws
   /// ShapeError if n < 1, and what the policies throw: BudgetError if the bounds are infeasible, InputError if a
   /// rate is out of range.
-  explicit ResourceBalancer(Index n, Allocate allocate = {}, Feedback feedback = {})
-      : allocate_(std::move(allocate)), feedback_(std::move(feedback)) {
+  explicit ResourceBalancer(Index n, Allocate allocate = {}, Feedback feedback = {}, Apportion units_by = {})
+      : allocate_(std::move(allocate)), feedback_(std::move(feedback)), units_by_(std::move(units_by)) {
     if (n < 1) detail::fail<ShapeError>("ResourceBalancer size", n, "be at least 1");
     if constexpr (requires { feedback_.validate(); }) feedback_.validate();
     const auto size = static_cast<std::size_t>(n);
@@ -96,9 +98,9 @@ class ResourceBalancer {
   /// T is 0 while its state() is still finite.
   std::span<const T> log_shares() const noexcept { return now_.log_shares; }
 
-  /// The shares as whole units that add up to `total` exactly: apportion::sainte_lague between ceil(floor * total)
-  /// and floor(cap * total) of each input (see apportion::unit_limits); a masked input gets none. What it returns
-  /// is the plan in force until it is asked again.
+  /// The shares as whole units that add up to `total` exactly: by apportion::sainte_lague, or what the balancer was
+  /// made with, between ceil(floor * total) and floor(cap * total) of each input (see apportion::unit_limits); a
+  /// masked input gets none. What it returns is the plan in force until it is asked again.
   ///
   /// With `how` the plan does not flicker: `units(1000, {.hysteresis = 0.02, .churn = 50})` returns the plan in
   /// force unless more than 20 units would change hands, and moves no more than 50 of them at a time (see
@@ -241,7 +243,7 @@ class ResourceBalancer {
       upper.push_back(whole.upper);
     }
     try {
-      return apportion::steady(shares, plan.total, lower, upper, plan.previous, plan.how);
+      return apportion::steady(shares, plan.total, lower, upper, plan.previous, plan.how, units_by_);
     } catch (const BudgetError& error) {
       throw BudgetError("units(" + std::to_string(plan.total) +
                         "), where floors round up and caps down to whole units: " + error.what());
@@ -297,6 +299,7 @@ class ResourceBalancer {
 
   Allocate allocate_;
   Feedback feedback_;
+  Apportion units_by_;
   Cycle now_, next_;        // every cycle is made in next_ and swapped in when nothing can throw any more
   std::vector<T> before_;   // the state before the last update, for explain
   std::vector<T> weights_;  // exp(log_state - max), what the allocation sees
@@ -328,5 +331,8 @@ ResourceBalancer(Index, Allocate) -> ResourceBalancer<typename detail::ScalarOf<
 template <class Allocate, class Feedback>
 ResourceBalancer(Index, Allocate, Feedback)
     -> ResourceBalancer<typename detail::BalancerScalar<Allocate, Feedback>::type, Allocate, Feedback>;
+template <class Allocate, class Feedback, class Apportion>
+ResourceBalancer(Index, Allocate, Feedback, Apportion)
+    -> ResourceBalancer<typename detail::BalancerScalar<Allocate, Feedback>::type, Allocate, Feedback, Apportion>;
 
 }  // namespace attention_balancer

@@ -299,11 +299,13 @@ class QuantizedMatrix {
 ///
 /// The matrix is a view with batch = heads = 1. Throws ShapeError if a size does not fit, BudgetError naming the
 /// row and group if its bits are out of range, InputError naming the element if one is not finite.
-inline QuantizedMatrix<float> bit_budget(TensorView<const float> matrix, std::span<const Index> bits,
+template <class = void>
+QuantizedMatrix<float> bit_budget(TensorView<const float> matrix, std::span<const Index> bits,
                                          const BitOptions& options = {}) {
   return {matrix, bits, options};
 }
-inline QuantizedMatrix<double> bit_budget(TensorView<const double> matrix, std::span<const Index> bits,
+template <class = void>
+QuantizedMatrix<double> bit_budget(TensorView<const double> matrix, std::span<const Index> bits,
                                           const BitOptions& options = {}) {
   return {matrix, bits, options};
 }

@@ -51,10 +51,12 @@ namespace execute {
 ///
 /// Throws InputError naming the item if a weight is NaN, infinite or negative, or a size not positive; ShapeError
 /// if the sizes differ.
-inline MergePlan fuse(const TokenPlan& plan, std::span<const float> weights, std::span<const double> sizes = {}) {
+template <class = void>
+MergePlan fuse(const TokenPlan& plan, std::span<const float> weights, std::span<const double> sizes = {}) {
   return detail::fuse(plan, weights, sizes);
 }
-inline MergePlan fuse(const TokenPlan& plan, std::span<const double> weights, std::span<const double> sizes = {}) {
+template <class = void>
+MergePlan fuse(const TokenPlan& plan, std::span<const double> weights, std::span<const double> sizes = {}) {
   return detail::fuse(plan, weights, sizes);
 }
 
@@ -161,10 +163,12 @@ namespace execute {
 /// `keys` is [1, H, N, D]. At most every other token can be merged in one step: BudgetError if `count` asks for
 /// more, or is negative. Throws InputError if a key is not finite, a pin out of range or a size not positive,
 /// ShapeError if there is more than one batch item or the sizes do not fit. O(N^2 D).
-inline MergePlan merge(TensorView<const float> keys, Index count, const MergeOptions& options = {}) {
+template <class = void>
+MergePlan merge(TensorView<const float> keys, Index count, const MergeOptions& options = {}) {
   return detail::merge(keys, count, options);
 }
-inline MergePlan merge(TensorView<const double> keys, Index count, const MergeOptions& options = {}) {
+template <class = void>
+MergePlan merge(TensorView<const double> keys, Index count, const MergeOptions& options = {}) {
   return detail::merge(keys, count, options);
 }
 

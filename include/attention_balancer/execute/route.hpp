@@ -70,10 +70,12 @@ namespace execute {
 ///
 /// Throws InputError naming the item if a score is NaN, infinite or negative or a bias is NaN or +inf; BudgetError
 /// if the count is not in [1, items]; ShapeError if the sizes differ.
-inline Route<float> route(std::span<const float> scores, std::span<const float> bias, Index count) {
+template <class = void>
+Route<float> route(std::span<const float> scores, std::span<const float> bias, Index count) {
   return detail::route(scores, bias, count);
 }
-inline Route<double> route(std::span<const double> scores, std::span<const double> bias, Index count) {
+template <class = void>
+Route<double> route(std::span<const double> scores, std::span<const double> bias, Index count) {
   return detail::route(scores, bias, count);
 }
 

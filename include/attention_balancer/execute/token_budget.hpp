@@ -97,24 +97,30 @@ using TokenOptions = allocate::SelectOptions;
 /// Throws InputError if a score is NaN (naming the token) or a pin is out of range or not eligible; BudgetError if
 /// the budget is negative or there are more pins than budget, or if nothing would be kept (a budget of 0, no
 /// eligible token) and the options do not allow it; ShapeError if the mask has another size.
-inline TokenPlan token_budget(std::span<const float> scores, Index budget, const TokenOptions& options = {}) {
+template <class = void>
+TokenPlan token_budget(std::span<const float> scores, Index budget, const TokenOptions& options = {}) {
   return allocate::top_k(scores, budget, options);
 }
-inline TokenPlan token_budget(std::span<const double> scores, Index budget, const TokenOptions& options = {}) {
+template <class = void>
+TokenPlan token_budget(std::span<const double> scores, Index budget, const TokenOptions& options = {}) {
   return allocate::top_k(scores, budget, options);
 }
 
 /// The same with pins only: token_budget(scores, 64, {0, 1}) keeps the first two tokens whatever their score.
-inline TokenPlan token_budget(std::span<const float> scores, Index budget, std::span<const Index> pins) {
+template <class = void>
+TokenPlan token_budget(std::span<const float> scores, Index budget, std::span<const Index> pins) {
   return allocate::top_k(scores, budget, {.pins = pins});
 }
-inline TokenPlan token_budget(std::span<const double> scores, Index budget, std::span<const Index> pins) {
+template <class = void>
+TokenPlan token_budget(std::span<const double> scores, Index budget, std::span<const Index> pins) {
   return allocate::top_k(scores, budget, {.pins = pins});
 }
-inline TokenPlan token_budget(std::span<const float> scores, Index budget, std::initializer_list<Index> pins) {
+template <class = void>
+TokenPlan token_budget(std::span<const float> scores, Index budget, std::initializer_list<Index> pins) {
   return allocate::top_k(scores, budget, {.pins = {pins.begin(), pins.size()}});
 }
-inline TokenPlan token_budget(std::span<const double> scores, Index budget, std::initializer_list<Index> pins) {
+template <class = void>
+TokenPlan token_budget(std::span<const double> scores, Index budget, std::initializer_list<Index> pins) {
   return allocate::top_k(scores, budget, {.pins = {pins.begin(), pins.size()}});
 }
 

@@ -113,7 +113,8 @@ class WorkPlan {
 ///
 /// Throws BudgetError naming the queue if a number is negative or a sum above 2^53, ShapeError if the sizes differ.
 /// O(items log items).
-inline WorkPlan work_budget(std::span<const Index> units, std::span<const Index> waiting, Idle idle = Idle::lend) {
+template <class = void>
+WorkPlan work_budget(std::span<const Index> units, std::span<const Index> waiting, Idle idle = Idle::lend) {
   return {units, waiting, idle};
 }
 

@@ -96,7 +96,8 @@ class QueryStatistics {
 /// [dim, dim] by rows: the mean of the rotary rotations (2104.09864, feature c paired with c + dim / 2, as Llama
 /// does) at the `count` positions from `first` on. Throws ShapeError unless dim is even and positive, InputError
 /// unless count >= 1 and base > 0.
-inline std::vector<double> average_rotation(Index dim, Index first, Index count, double base = 10000) {
+template <class = void>
+std::vector<double> average_rotation(Index dim, Index first, Index count, double base = 10000) {
   if (dim < 2 || dim % 2 != 0) detail::fail<ShapeError>("rotation dim", dim, "be even and at least 2");
   if (count < 1) detail::fail<InputError>("number of positions", count, "be at least 1");
   if (!(base > 0) || !std::isfinite(base)) detail::fail<InputError>("rotation base", base, "be finite and above 0");

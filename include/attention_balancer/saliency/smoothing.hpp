@@ -68,10 +68,12 @@ namespace saliency {
 /// [n] The average over `width` neighbours, an odd number, with zeros beyond both ends and `width` as the divisor
 /// everywhere (SnapKV, 2404.14469: width 5): neighbours of an important key are kept with it. It depends on the
 /// order of the keys. O(n * width). Throws InputError unless the width is odd and at least 1.
-inline std::vector<float> average_pool(std::span<const float> values, Index width) {
+template <class = void>
+std::vector<float> average_pool(std::span<const float> values, Index width) {
   return detail::pooled(values, width, Pooling::average);
 }
-inline std::vector<double> average_pool(std::span<const double> values, Index width) {
+template <class = void>
+std::vector<double> average_pool(std::span<const double> values, Index width) {
   return detail::pooled(values, width, Pooling::average);
 }
 template <Scalar T>
@@ -80,10 +82,12 @@ Rows<T> average_pool(const Rows<T>& rows, Index width) {
 }
 
 /// [n] The largest of `width` neighbours, fewer at both ends. Otherwise as average_pool.
-inline std::vector<float> max_pool(std::span<const float> values, Index width) {
+template <class = void>
+std::vector<float> max_pool(std::span<const float> values, Index width) {
   return detail::pooled(values, width, Pooling::max);
 }
-inline std::vector<double> max_pool(std::span<const double> values, Index width) {
+template <class = void>
+std::vector<double> max_pool(std::span<const double> values, Index width) {
   return detail::pooled(values, width, Pooling::max);
 }
 template <Scalar T>

@@ -5,28 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <span>
 #include <vector>
 
+#include "attention_balancer/allocate/detail/crossing.hpp"
+
 namespace attention_balancer::detail {
-
-/// Neumaier's compensated sum: the result is right to the last bit or so, whatever the order and the number of
-/// terms.
-class Sum {
- public:
-  void add(double x) noexcept {
-    const double t = high_ + x;
-    low_ += std::abs(high_) >= std::abs(x) ? (high_ - t) + x : (x - t) + high_;
-    high_ = t;
-  }
-  double value() const noexcept { return high_ + low_; }
-
-  /// What value() rounded away.
-  double rest() const noexcept { return (high_ - value()) + low_; }
-
- private:
-  double high_ = 0, low_ = 0;
-};
 
 /// The power of two that takes x > 0 into [0.5, 1), or as near to it as a finite factor can (subnormal x).
 inline double unit_scale(double x) noexcept {
@@ -41,9 +26,9 @@ struct Level {
   double mantissa = 0;
   int exponent = -100000;  // of zero: below every other
 
-  static Level of(double x) noexcept {
+  static Level of(double x, int exponent_of_x = 0) noexcept {
     Level level;
-    if (x > 0) level.mantissa = std::frexp(x, &level.exponent);
+    if (x > 0) level.mantissa = std::frexp(x, &level.exponent), level.exponent += exponent_of_x;
     return level;
   }
   friend Level operator/(Level a, Level b) noexcept {
@@ -61,9 +46,11 @@ struct Level {
   }
 };
 
-/// One item of water_fill: weight > 0 and 0 <= floor <= cap, all finite; `share` is the result.
+/// One item of water_fill: a weight of weight * 2^exponent, weight > 0 and 0 <= floor <= cap, all finite; `share`
+/// is the result. Where exponents differ, weights lie in [1, 2): a power of a weight can leave the range of double.
 struct FillItem {
   double weight = 0, floor = 0, cap = 0, share = 0;
+  int exponent = 0;
 };
 
 /// share_i = clip(remaining * weight_i / sum of weights, floor_i, cap_i) over the items for which `free` holds.
@@ -71,24 +58,125 @@ struct FillItem {
 template <class Free>
 void fill_free(std::span<FillItem> items, double remaining, const Free& free) {
   double largest = 0;
+  int exponent = std::numeric_limits<int>::min();
   for (std::size_t i = 0; i < items.size(); ++i)
-    if (free(i)) largest = std::max(largest, items[i].weight);
+    if (free(i)) {
+      if (items[i].exponent > exponent) exponent = items[i].exponent, largest = 0;
+      if (items[i].exponent == exponent) largest = std::max(largest, items[i].weight);
+    }
   if (largest == 0) return;
   const double scale = unit_scale(largest);  // no sum overflows; what underflows is below any share's last bit
+  const auto scaled = [&](const FillItem& item) {
+    const double w = item.weight * scale;
+    return item.exponent == exponent ? w : std::ldexp(w, item.exponent - exponent);
+  };
   Sum total;
   for (std::size_t i = 0; i < items.size(); ++i)
-    if (free(i)) total.add(items[i].weight * scale);
+    if (free(i)) total.add(scaled(items[i]));
   const double sum = total.value();
   for (std::size_t i = 0; i < items.size(); ++i)
     if (free(i)) {
       auto& item = items[i];
-      item.share = std::clamp(remaining * (item.weight * scale / sum), item.floor, item.cap);
+      item.share = std::clamp(remaining * (scaled(item) / sum), item.floor, item.cap);
     }
 }
 
+/// The places of water_fill, its levels plain doubles.
+class RatioModel {
+ public:
+  using Level = double;
+  static constexpr bool folds = true;
+
+  explicit RatioModel(std::span<const FillItem> items) : items_(items) {
+    int top = std::numeric_limits<int>::min();
+    for (const auto& item : items) top = std::max(top, item.exponent);
+    weights_.reserve(items.size()), levels_.reserve(2 * items.size());
+    const auto fits = [](double x) { return x == 0 || (x > 1e-290 && x < 1e290); };
+    for (const auto& item : items) {
+      const double w = item.exponent == top ? item.weight : std::ldexp(item.weight, item.exponent - top);
+      weights_.push_back(w);
+      levels_.push_back(item.floor / w);
+      levels_.push_back(item.cap / w);
+      in_range_ = in_range_ && w > 0 && fits(w) && fits(levels_.end()[-1]) && fits(levels_.end()[-2]);
+    }
+  }
+
+  /// Whether nothing has over- or underflown, or could.
+  bool in_range() const noexcept { return in_range_; }
+
+  double floor(std::size_t i) const noexcept { return items_[i].floor; }
+  double cap(std::size_t i) const noexcept { return items_[i].cap; }
+  double leaves_floor(std::size_t i) const noexcept { return levels_[2 * i]; }
+  double meets_cap(std::size_t i) const noexcept { return levels_[2 * i + 1]; }
+  double at(std::size_t i, double nu) const noexcept {
+    if (!(nu < meets_cap(i))) return cap(i);  // to the bit, whatever the product rounds to
+    return leaves_floor(i) < nu ? std::clamp(nu * weights_[i], floor(i), cap(i)) : floor(i);
+  }
+  void fold(std::size_t i) noexcept { free_.add(weights_[i]); }
+  /// Exactly, so that a share of 1e-30 still counts beside the others.
+  void add_folded(Sum& sum, double nu) const noexcept {
+    const double weights = free_.value(), product = nu * weights;
+    sum.add(product);
+    sum.add(std::fma(nu, weights, -product));
+    sum.add(nu * free_.rest());
+  }
+
+  Narrowed narrow(double budget) const noexcept {
+    double sum = 0;
+    for (const double w : weights_) sum += w;
+    return narrowed(budget / sum, [&](double nu) {
+      double total = 0, slope = 0;
+      for (std::size_t i = 0; i < items_.size(); ++i) {
+        const double x = nu * weights_[i], clipped = std::min(std::max(x, items_[i].floor), items_[i].cap);
+        total += clipped;
+        slope += x == clipped ? weights_[i] : 0.0;
+      }
+      const double n = static_cast<double>(items_.size()) + 4;
+      return FillEstimate{total - budget, slope, n * 0x1p-53 * (total + budget)};
+    });
+  }
+
+ private:
+  std::span<const FillItem> items_;
+  std::vector<double> weights_, levels_;
+  Sum free_;  // only added to: nothing is left of a small weight once a large one is taken away again
+  bool in_range_ = true;
+};
+
+/// The same with levels of any size.
+class LevelModel {
+ public:
+  using Level = detail::Level;
+  static constexpr bool folds = false;
+
+  explicit LevelModel(std::span<const FillItem> items) : items_(items) {
+    for (const auto& item : items) {
+      weights_.push_back(Level::of(item.weight, item.exponent));
+      levels_.push_back(Level::of(item.floor) / weights_.back());
+      levels_.push_back(Level::of(item.cap) / weights_.back());
+    }
+  }
+
+  double floor(std::size_t i) const noexcept { return items_[i].floor; }
+  double cap(std::size_t i) const noexcept { return items_[i].cap; }
+  Level leaves_floor(std::size_t i) const noexcept { return levels_[2 * i]; }
+  Level meets_cap(std::size_t i) const noexcept { return levels_[2 * i + 1]; }
+  double at(std::size_t i, Level nu) const noexcept {
+    if (!(nu < meets_cap(i))) return cap(i);
+    return leaves_floor(i) < nu ? std::clamp(nu * weights_[i], floor(i), cap(i)) : floor(i);
+  }
+  void fold(std::size_t) noexcept {}
+  void add_folded(Sum&, Level) const noexcept {}
+
+ private:
+  std::span<const FillItem> items_;
+  std::vector<Level> weights_, levels_;
+};
+
 /// Sets every share to clip(nu * weight, floor, cap), the shares adding up to `budget`. A budget outside
-/// [sum of floors, sum of caps] gives all floors or all caps: the caller judges feasibility. O(n log n).
-inline void water_fill(std::span<FillItem> items, double budget) {
+/// [sum of floors, sum of caps] gives all floors or all caps: the caller judges feasibility. O(n).
+template <class = void>
+void water_fill(std::span<FillItem> items, double budget) {
   Sum floors;
   for (auto& item : items) floors.add(item.share = item.floor);
   if (floors.value() >= budget) return;
@@ -100,42 +188,26 @@ inline void water_fill(std::span<FillItem> items, double budget) {
   });
   if (!bound) return;
 
-  // Each item leaves its floor at one level of nu and meets its cap at another. The sum at a level is computed
-  // afresh, never by adding and taking away: with weights 600 orders apart nothing would be left of the small ones.
-  const std::size_t n = items.size();
-  std::vector<Level> weight(n), leaves_floor(n), meets_cap(n), levels;
-  levels.reserve(2 * n);
-  for (std::size_t i = 0; i < n; ++i) {
-    weight[i] = Level::of(items[i].weight);
-    levels.push_back(leaves_floor[i] = Level::of(items[i].floor) / weight[i]);
-    levels.push_back(meets_cap[i] = Level::of(items[i].cap) / weight[i]);
+  // Each item leaves its floor at one level of nu and meets its cap at another: plain numbers as a rule, and with
+  // an exponent of their own where a ratio leaves the range of double.
+  std::vector<FillPlace> place;
+  RatioModel plain(items);
+  if (plain.in_range()) {
+    place = places_at(plain, items.size(), budget);
+  } else {
+    LevelModel wide(items);
+    place = places_at(wide, items.size(), budget);
   }
-  std::sort(levels.begin(), levels.end());
-  const auto affordable = [&](Level nu) {
-    Sum excess;  // over the budget, which is inside the sum: beside it the last bits of the small ones are rounded away
-    excess.add(-budget);
-    for (std::size_t i = 0; i < n; ++i)
-      excess.add(!(nu < meets_cap[i])      ? items[i].cap
-                 : !(leaves_floor[i] < nu) ? items[i].floor
-                                           : std::clamp(nu * weight[i], items[i].floor, items[i].cap));
-    return excess.value() <= 0;
-  };
-  const auto above = std::partition_point(levels.begin(), levels.end(), affordable);
 
-  // nu lies in [*(above - 1), *above): whoever met its cap below is there, whoever leaves its floor above is still
-  // there, and the others share what remains.
-  enum class Place : char { floor, free, cap };
-  std::vector<Place> place(n, Place::free);
+  // Whoever is held by a bound is there, and the others share what remains.
   Sum remaining;
   remaining.add(budget);
-  for (std::size_t i = 0; i < n; ++i) {
-    if (above == levels.end() || (above != levels.begin() && !(*(above - 1) < meets_cap[i])))
-      place[i] = Place::cap, items[i].share = items[i].cap;
-    else if (above == levels.begin() || !(leaves_floor[i] < *above))
-      place[i] = Place::floor, items[i].share = items[i].floor;
-    if (place[i] != Place::free) remaining.add(-items[i].share);
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (place[i] == FillPlace::free) continue;
+    items[i].share = place[i] == FillPlace::cap ? items[i].cap : items[i].floor;
+    remaining.add(-items[i].share);
   }
-  fill_free(items, remaining.value(), [&](std::size_t i) { return place[i] == Place::free; });
+  fill_free(items, remaining.value(), [&](std::size_t i) { return place[i] == FillPlace::free; });
 }
 
 }  // namespace attention_balancer::detail

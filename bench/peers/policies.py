@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""The policies of bench_shares beside their Python counterparts, on the same weights, in one run: prints a table.
+
+    cmake --preset release -DATTENTION_BALANCER_BENCH=ON && cmake --build --preset release --target bench_shares
+    python3 -m pip install numpy==2.4.6 entmax==1.3 apportionment==1.0
+    python3 bench/peers/policies.py
+
+Both sides use one thread and double. Each result of a peer is compared with the same by another way before it is timed:
+shares and units must add up. Where no package has the policy, the peer is what one would write with NumPy: bisection on
+nu, 60 steps. A peer that would need more than its limit of memory or time at a size is left out there.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import time
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from apportionment import methods  # noqa: E402
+from entmax import entmax15, entmax_bisect, sparsemax  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def make_logits(n):
+    """As in bench/shares.cpp: splitmix64 of the index, uniform in [-3, 3)."""
+    x = (np.arange(n, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(float) * 2.0**-53 * 6 - 3
+
+
+def bisect(total_at, low, high):
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if total_at(middle) < 1 else (low, middle)
+    return high
+
+
+def bounded(w, floor, cap):
+    nu = bisect(lambda nu: np.clip(nu * w, floor, cap).sum(), 0, cap / w.min())
+    return np.clip(nu * w, floor, cap)
+
+
+def capped_simplex(w, cap):
+    nu = bisect(lambda nu: np.clip(w + nu, 0, cap).sum(), -w.max(), cap)
+    return np.clip(w + nu, 0, cap)
+
+
+def peers(n):
+    """{policy: (who, function)} for n items; the function returns shares or units."""
+    z = make_logits(n)
+    w = np.exp(z)
+    p = w / w.sum()
+    logits = torch.from_numpy(z)
+    of_entmax = {
+        "sparsemax": ("entmax.sparsemax", lambda: sparsemax(logits, dim=0)),
+        "entmax15": ("entmax.entmax15", lambda: entmax15(logits, dim=0)),
+        "entmax1.25": ("entmax.entmax_bisect", lambda: entmax_bisect(logits, alpha=1.25, dim=0)),
+    }
+    of_numpy = {
+        "proportional": ("NumPy", lambda: w / w.sum()),
+        "bounded": ("NumPy, bisection", lambda: bounded(w, 0.5 / n, 2.0 / n)),
+        "tempered": ("NumPy", lambda: (lambda x: x / x.sum())(w**0.5)),
+        "euclidean": ("NumPy, bisection", lambda: capped_simplex(p, 2.0 / n)),
+        "top_k": ("NumPy argpartition", lambda: np.sort(np.argpartition(w, n - n // 10)[n - n // 10:])),
+    }
+    of_apportionment = {}
+    if n <= 1000:  # it writes one price per item and unit to memory, of which there are 10 n^2
+        names = {"hamilton": "hamilton", "sainte_lague": "saintelague", "dhondt": "dhondt",
+                 "huntington_hill": "huntington", "adams": "adams", "quota": "quota"}
+        parties = [str(i) for i in range(n)]
+        for ours, theirs in names.items():
+            if theirs == "quota" and n > 100:
+                continue
+            of_apportionment[ours] = (
+                "apportionment", lambda theirs=theirs: np.array(methods.compute(theirs, w, 10 * n, parties=parties)))
+    return of_numpy | of_entmax | of_apportionment
+
+
+def check(policy, n, result):
+    result = np.asarray(result)
+    expected = {"top_k": None}.get(policy, 10 * n if result.dtype.kind == "i" else 1)
+    if expected is None:
+        assert len(result) == n // 10
+    elif not abs(result.sum() - expected) < 1e-6:
+        return f" (misses the total by {abs(result.sum() - expected):.2g})"
+    return ""
+
+
+def seconds_of(function, least=0.15):
+    """Median of the seconds of calls that take `least` together, five at least, after one that warms up."""
+    function()
+    times = []
+    while len(times) < 5 or (sum(times) < least and len(times) < 2000):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+        if times[-1] > 1:
+            break
+    return statistics.median(times)
+
+
+def main():
+    root = pathlib.Path(__file__).parents[2]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ours", default=root / "build" / "bench" / "bench_shares", help="the program bench_shares")
+    parser.add_argument("--items", type=int, nargs="+", default=[100, 1000, 10000, 100000, 1000000])
+    parser.add_argument("--only", default="", help="policies whose names contain this")
+    options = parser.parse_args()
+    listed = subprocess.run([options.ours, "--benchmark_list_tests"], check=True, capture_output=True, text=True).stdout
+    print("| policy | items | ns per item | counterpart | its ns per item | times |")
+    print("|---|---|---|---|---|---|")
+    for policy in dict.fromkeys(name.split("/")[0] for name in listed.split()):
+        if options.only not in policy:
+            continue
+        for n in options.items:
+            name = f"{policy}/N:{n}"
+            if name not in listed.split():
+                continue
+            # One after the other, so that both meet the same machine.
+            run = subprocess.run([options.ours, f"--benchmark_filter=^{name}$", "--benchmark_format=json",
+                                  "--benchmark_min_time=0.1"], check=True, capture_output=True, text=True)
+            result = json.loads(run.stdout)["benchmarks"][0]
+            assert not result.get("error_occurred"), result
+            ours = result["real_time"] * {"ns": 1, "us": 1e3, "ms": 1e6}[result["time_unit"]] / n
+            if policy in (found := peers(n)):
+                who, function = found[policy]
+                who += check(policy, n, function())
+                theirs = seconds_of(function) * 1e9 / n
+                print(f"| {policy} | {n} | {ours:.1f} | {who} | {theirs:.1f} | {theirs / ours:.1f} |", flush=True)
+            else:
+                print(f"| {policy} | {n} | {ours:.1f} | - | - | - |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

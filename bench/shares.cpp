@@ -1,0 +1,139 @@
+// What does an allocation cost per item, against the number of items? peers/policies.py sets it beside Python.
+//
+// `ns_per_item` is the time of one call over the number of items: where it grows, the policy is more than linear.
+// Weights are log-uniform over six units of the logarithm, from a generator that policies.py repeats bit for bit.
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attention_balancer/balance.hpp"
+
+namespace {
+
+namespace ab = attention_balancer;
+namespace allocate = ab::allocate;
+namespace apportion = ab::apportion;
+using ab::Index;
+using Numbers = std::vector<double>;
+
+/// The logarithms of the weights: uniform in [-3, 3), by splitmix64 of the index.
+Numbers make_logits(Index n) {
+  Numbers logits;
+  for (Index i = 0; i < n; ++i) {
+    std::uint64_t x = (static_cast<std::uint64_t>(i) + 1) * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    logits.push_back(static_cast<double>((x ^ (x >> 31)) >> 11) * 0x1p-53 * 6 - 3);
+  }
+  return logits;
+}
+
+/// What the policies are given: logits, their weights, and these divided by their sum.
+struct Inputs {
+  explicit Inputs(Index n) : logits(make_logits(n)) {
+    for (const double z : logits) weights.push_back(std::exp(z));
+    normalised.resize(weights.size());
+    allocate::Proportional{}(weights, normalised);
+  }
+  double floor() const { return 0.5 / static_cast<double>(logits.size()); }
+  double cap() const { return 2.0 / static_cast<double>(logits.size()); }
+  Index total() const { return 10 * static_cast<Index>(logits.size()); }
+
+  Numbers logits, weights, normalised;
+};
+
+/// Runs `work` and reports its time per item.
+template <class Work>
+void measure(benchmark::State& state, const Work& work) {
+  const auto start = std::chrono::steady_clock::now();
+  for (auto _ : state) work();
+  const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
+  state.counters["ns_per_item"] =
+      spent.count() / (static_cast<double>(state.iterations()) * static_cast<double>(state.range(0)));
+}
+
+/// `share(inputs, shares)` fills the shares, which must add up to 1.
+template <class Share>
+void shares(benchmark::State& state, const Share& share) {
+  const Inputs in(state.range(0));
+  Numbers out(in.weights.size());
+  share(in, out);
+  if (!(std::abs(std::accumulate(out.begin(), out.end(), 0.0) - 1) < 1e-9))
+    return state.SkipWithError("the shares do not add up to 1");
+  measure(state, [&] {
+    share(in, out);
+    benchmark::DoNotOptimize(out.data());
+    benchmark::ClobberMemory();
+  });
+}
+
+/// `divide(inputs)` returns units, which must add up to the total.
+template <class Divide>
+void units(benchmark::State& state, const Divide& divide, Index total = -1) {
+  const Inputs in(state.range(0));
+  const std::vector<Index> once = divide(in);
+  if (std::accumulate(once.begin(), once.end(), Index(0)) != (total < 0 ? in.total() : total))
+    return state.SkipWithError("the units do not add up to the total");
+  measure(state, [&] { benchmark::DoNotOptimize(divide(in)); });
+}
+
+void top_k(benchmark::State& state) {
+  const Inputs in(state.range(0));
+  const Index budget = state.range(0) / 10;
+  if (allocate::top_k(in.weights, budget).size() != budget) return state.SkipWithError("another number is kept");
+  measure(state, [&] { benchmark::DoNotOptimize(allocate::top_k(in.weights, budget)); });
+}
+
+template <class F>
+void add(const char* name, const F& f, Index most = 1000000) {
+  auto* b = benchmark::RegisterBenchmark(name, f)->ArgName("N")->Unit(benchmark::kMicrosecond);
+  for (Index n = 100; n <= most; n *= 10) b->Arg(n);
+}
+
+void add_all() {
+  const auto share = [](const char* name, auto policy) {
+    add(name, [policy](benchmark::State& state) { shares(state, policy); });
+  };
+  share("proportional", [](const Inputs& in, Numbers& out) { allocate::Proportional{}(in.weights, out); });
+  share("bounded", [](const Inputs& in, Numbers& out) {
+    allocate::Bounded<double>{.floor = in.floor(), .cap = in.cap()}(in.weights, out);
+  });
+  share("tempered",
+        [](const Inputs& in, Numbers& out) { allocate::Tempered<double>{.temperature = 2}(in.weights, out); });
+  share("euclidean",
+        [](const Inputs& in, Numbers& out) { allocate::Euclidean<double>{.cap = in.cap()}(in.normalised, out); });
+  share("sparsemax", [](const Inputs& in, Numbers& out) { allocate::Sparsemax{}.of_logits(in.logits, out); });
+  share("entmax15", [](const Inputs& in, Numbers& out) { allocate::Entmax15{}.of_logits(in.logits, out); });
+  share("entmax1.25",
+        [](const Inputs& in, Numbers& out) { allocate::Entmax<double>{.alpha = 1.25}.of_logits(in.logits, out); });
+  const auto divide = [](const char* name, auto method) {
+    add(name, [method](benchmark::State& state) {
+      units(state, [&](const Inputs& in) { return method(in.weights, in.total()); });
+    });
+  };
+  divide("hamilton", apportion::hamilton);
+  divide("sainte_lague", apportion::sainte_lague);
+  divide("dhondt", apportion::dhondt);
+  divide("huntington_hill", apportion::huntington_hill);
+  divide("adams", apportion::adams);
+  add(
+      "quota",
+      [](benchmark::State& state) {
+        units(state, [](const Inputs& in) { return apportion::quota(in.weights, in.total()); });
+      },
+      100000);
+  divide("bits", apportion::bits);
+  add("top_k", top_k);
+}
+
+const bool added = (add_all(), true);
+
+}  // namespace
+
+BENCHMARK_MAIN();

@@ -3,9 +3,12 @@
 // read. The kernels are tested against it. It is slow and takes memory for one row of scores; nothing else uses it.
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "attention_balancer/attention/forward.hpp"
 #include "attention_balancer/attention/gradients.hpp"
@@ -20,8 +23,11 @@ using namespace attention_balancer::detail;
 /// What one query sees.
 struct Row {
   Eigen::VectorXd p;   // [Nk] probabilities of the keys; of a masked key exactly 0
-  Eigen::Array<bool, Eigen::Dynamic, 1> masked;  // [Nk] by a mask or by a score of -inf
+  Eigen::Array<bool, Eigen::Dynamic, 1> masked;  // [Nk] by a mask, by a score of -inf, or outside a sparse support
+  Eigen::VectorXd slope;                         // [Nk] dp_j / ds_j = slope_j (1 - slope_j / sum of slopes), ...
+  double slopes = 1;                             // ... the sum, with that of a sink
   double p_sink = 0, lse = 0, entropy = 0;
+  Index support = 0;
   bool empty = false;
 };
 
@@ -31,6 +37,8 @@ inline Row softmax(const Eigen::VectorXd& scores, double sink) {
   Row row;
   row.masked = scores.array() == -inf;
   row.empty = row.masked.all();
+  row.support = scores.size() - row.masked.count();
+  row.slope = Eigen::VectorXd::Zero(scores.size());
   double top = sink;
   for (const double s : scores)
     if (s > top) top = s;
@@ -43,6 +51,7 @@ inline Row softmax(const Eigen::VectorXd& scores, double sink) {
   const Eigen::ArrayXd weights = row.masked.select(0.0, (scores.array() - top).exp());
   const double denominator = weights.sum() + std::exp(sink - top);
   row.p = row.masked.select(0.0, weights / denominator);
+  row.slope = row.p;
   row.p_sink = sink == -inf ? 0.0 : std::exp(sink - top) / denominator;
   row.lse = top + std::log(denominator);
   // H = - sum p log p, with log p = s - top - log denominator; a term whose p is 0 is 0.
@@ -50,6 +59,82 @@ inline Row softmax(const Eigen::VectorXd& scores, double sink) {
   for (Eigen::Index j = 0; j < scores.size(); ++j) row.entropy += term(row.p[j], scores[j]);
   row.entropy += term(row.p_sink, sink);
   return row;
+}
+
+/// The visible scores, from the largest down.
+inline std::vector<double> sorted(const Eigen::VectorXd& scores) {
+  std::vector<double> x;
+  for (const double s : scores)
+    if (s != -std::numeric_limits<double>::infinity()) x.push_back(s);
+  std::sort(x.begin(), x.end(), std::greater<>());
+  return x;
+}
+
+/// Sparsemax, or entmax with alpha 1.5: p_j = max(0, (s_j - tau) / power)^power. tau is that of the largest number of keys
+/// that all score more (Martins and Astudillo 2016, algorithm 1; Peters, Niculae and Martins 2019, algorithm 2).
+inline Row project(const Eigen::VectorXd& scores, int power) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  Row row;
+  row.masked = scores.array() == -inf;
+  row.empty = row.masked.all();
+  row.p = row.slope = Eigen::VectorXd::Zero(scores.size());
+  row.lse = -inf;
+  if (row.empty) return row;
+  if ((scores.array() != scores.array() || scores.array() == inf).any()) {
+    const double none = std::numeric_limits<double>::quiet_NaN();
+    row.p = row.slope = row.masked.select(0.0, Eigen::ArrayXd::Constant(scores.size(), none));
+    row.lse = row.entropy = row.slopes = none;
+    row.support = scores.size() - row.masked.count();
+    return row;
+  }
+  const auto x = sorted(scores);
+  double tau = 0, sum = 0, squares = 0;
+  for (std::size_t k = 1; k <= x.size(); ++k) {
+    const double s = (x[k - 1] - x[0]) / power, n = static_cast<double>(k);
+    sum += s, squares += s * s;
+    const double mean = sum / n;
+    // sparsemax: sum (s - tau) = 1. entmax: sum (s - tau)^2 = 1, the smaller root.
+    const double next = power == 1 ? (sum - 1) / n : mean - std::sqrt(std::max(0.0, (1 - (squares - sum * mean)) / n));
+    if (k > 1 && next >= s) break;
+    tau = next;
+  }
+  row.slopes = 0;
+  for (Eigen::Index j = 0; j < scores.size(); ++j) {
+    const double w = (scores[j] - x[0]) / power - tau;
+    row.masked[j] = !(w > 0);
+    if (row.masked[j]) continue;
+    row.p[j] = power == 1 ? w : w * w;
+    row.slope[j] = power == 1 ? 1 : w;
+    row.slopes += row.slope[j];
+    row.entropy -= row.p[j] * std::log(row.p[j]);
+    ++row.support;
+  }
+  row.lse = x[0] + power * tau;
+  return row;
+}
+
+/// The scores with -inf for all but the k largest visible ones, of equals the first; as they are if one is no number.
+inline Eigen::VectorXd top_k(Eigen::VectorXd scores, Index k) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  const auto x = sorted(scores);
+  if ((scores.array() != scores.array() || scores.array() == inf).any() || static_cast<Index>(x.size()) <= k) return scores;
+  const double least = x[static_cast<std::size_t>(k - 1)];
+  Index ties = k - (scores.array() > least).count();
+  for (double& s : scores)
+    if (s < least || (s == least && ties-- <= 0)) s = -inf;
+  return scores;
+}
+
+/// What the normaliser makes of the scores [Nk] and one sink logit (-inf: none).
+inline Row normalize(const Eigen::VectorXd& scores, double sink, const Normalization& normalization) {
+  const bool empty = (scores.array() == -std::numeric_limits<double>::infinity()).all();
+  switch (normalization.kind) {
+    case Normalization::Kind::sparsemax: return project(scores, 1);
+    case Normalization::Kind::entmax15: return project(scores, 2);
+    case Normalization::Kind::top_k: return softmax(empty ? scores : top_k(scores, normalization.k), sink);
+    case Normalization::Kind::softmax: break;
+  }
+  return softmax(scores, sink);
 }
 
 /// Calls visit(batch, head, kv_head, query, seen, row) for every query; seen [Nk] is what the masks leave.
@@ -79,7 +164,7 @@ void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorVi
           if constexpr (set.has_masks) seen[j] = set.visible(site);
           if (!seen[j]) scores[j] = -std::numeric_limits<double>::infinity();
         }
-        visit(b, h, kv, i, seen, softmax(scores, sink(h)));
+        visit(b, h, kv, i, seen, normalize(scores, sink(h), normalization_of<double>(policies...)));
       }
     }
 }
@@ -87,11 +172,11 @@ void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorVi
 template <evidence::Kind Statistic>
 class Observer {
  public:
-  Observer(const Observation<double, Statistic>& observation, const Problem& problem)
-      : evidence_(*observation.target), weights_(observation.weights), problem_(problem) {
+  Observer(const Observation<double, Statistic>& observation, const Problem& problem, bool sparse)
+      : evidence_(*observation.target), weights_(observation.weights), problem_(problem), sparse_(sparse) {
     weights_.validate(problem.queries);
     EvidenceAccess::reshape(evidence_, problem.batch, problem.heads, problem.queries, problem.keys,
-                            weights_.kind() != QueryWeights::Kind::none, Statistic);
+                            weights_.kind() != QueryWeights::Kind::none, Statistic, false, false, sparse);
   }
 
   /// `change(j)`: |v_j - o_i|^2, only called for leave-one-out.
@@ -100,6 +185,7 @@ class Observer {
     const Index head = b * problem_.heads + h;
     EvidenceAccess::lse(evidence_, head)[i] = row.lse;
     EvidenceAccess::entropy(evidence_, head)[i] = row.entropy;
+    if (sparse_) EvidenceAccess::support(evidence_, head)[i] = row.support;
     if (row.empty) ++*EvidenceAccess::empty_rows(evidence_, head);
     const double u = weights_.template weight<double>(i, problem_.queries);
     if (u == 0) return;
@@ -129,6 +215,7 @@ class Observer {
   Evidence<double>& evidence_;
   QueryWeights weights_;
   const Problem& problem_;
+  bool sparse_;
 };
 
 struct NoObserver {
@@ -142,7 +229,8 @@ auto observer(const Problem& problem, P&... policies) {
   if constexpr (count_of<PolicyKind::observation, double, P...> > 0) {
     using Observed = std::remove_cvref_t<decltype(find_policy<PolicyKind::observation, double>(policies...))>;
     static_assert(fits_scalar<double, Observed>, "attention_balancer: the reference writes Evidence<double>");
-    return Observer(find_policy<PolicyKind::observation, double>(policies...), problem);
+    return Observer(find_policy<PolicyKind::observation, double>(policies...), problem,
+                    is_sparse(normalization_of<double>(policies...)));
   } else {
     return NoObserver{};
   }
@@ -271,10 +359,10 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
       for (Index c = 0; c < problem.value_dim; ++c)
         dp[j] += static_cast<double>(dout(b, h, i, c)) * static_cast<double>(v(b, kv, j, c));
       dp[j] += u * detail::evidence_gradient<PolicyKind::mass_gradient>(b, h, j, policies...) - of_entropy * log_p(row.p[j]);
-      delta += row.p[j] * dp[j];
+      delta += row.slope[j] * dp[j];
     }
     const double dp_sink = -of_entropy * log_p(row.p_sink);
-    delta += row.p_sink * dp_sink;
+    delta = (delta + row.p_sink * dp_sink) / row.slopes;
 
     for (Index j = 0; j < problem.keys; ++j) {
       if (row.masked[j]) continue;
@@ -282,7 +370,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
       for (Index c = 0; c < problem.dim; ++c)
         dot += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, kv, j, c));
       const auto site = Site<double>::along_queries(b, h, problem, i, j);
-      const double ds = detail::pull_back(set, scale * dot, row.p[j] * (dp[j] - delta), site, i, j);
+      const double ds = detail::pull_back(set, scale * dot, row.slope[j] * (dp[j] - delta), site, i, j);
       for (Index c = 0; c < problem.dim; ++c) {
         dq(b, h, i, c) += static_cast<DQ>(ds * scale * static_cast<double>(k(b, kv, j, c)));
         dk(b, kv, j, c) += static_cast<DK>(ds * scale * static_cast<double>(q(b, h, i, c)));

@@ -1,59 +1,15 @@
 // The reference against torch: golden/attention_golden.csv, whose generator lies beside it.
 
-#include <fstream>
-#include <map>
-#include <sstream>
-
+#include "support/golden.hpp"
 #include "support/policies.hpp"
 
-namespace {
-
+using support::Case;
+using support::divided;
 using support::Index;
-
-struct Case {
-  std::string name;
-  std::map<std::string, std::vector<double>> arrays;
-
-  bool has(const std::string& array) const { return arrays.count(array) != 0; }
-  const std::vector<double>& operator[](const std::string& array) const {
-    const auto at = arrays.find(array);
-    if (at == arrays.end()) throw std::runtime_error(name + " has no " + array);
-    return at->second;
-  }
-};
-
-std::vector<Case> read_golden() {
-  const std::string path = std::string(ATTENTION_BALANCER_TEST_DATA) + "/attention_golden.csv";
-  std::ifstream file(path);
-  if (!file) throw std::runtime_error("cannot read " + path);
-  std::vector<Case> cases;
-  for (std::string line; std::getline(file, line);) {
-    if (line.empty() || line[0] == '#') continue;
-    // The name of a case may contain commas: the last two belong to the format.
-    const auto second = line.rfind(','), first = line.rfind(',', second - 1);
-    const std::string name = line.substr(0, first), array = line.substr(first + 1, second - first - 1);
-    if (cases.empty() || cases.back().name != name) cases.push_back({name, {}});
-    std::vector<double>& values = cases.back().arrays[array];
-    std::istringstream numbers(line.substr(second + 1));
-    for (std::string number; numbers >> number;) values.push_back(std::stod(number));
-  }
-  return cases;
-}
-
-ab::TensorView<const double> view_of(const std::vector<double>& values, const std::vector<double>& sizes) {
-  auto size = [&](std::size_t axis) { return static_cast<Index>(sizes.at(axis)); };
-  return ab::bhsd(values.data(), size(0), size(1), size(2), size(3));
-}
-
-std::vector<double> divided(std::vector<double> values) {
-  for (auto& x : values) x /= 64;
-  return values;
-}
-
-}  // namespace
+using support::view_of;
 
 TEST_CASE("the reference is what torch computes", "[reference]") {
-  const auto cases = read_golden();
+  const auto cases = support::read_golden("attention_golden.csv");
   REQUIRE(cases.size() > 30);
   support::Table table;
   for (const Case& c : cases) {

@@ -11,7 +11,7 @@
 
 namespace support {
 
-/// Targets of all parameters' gradients.
+/// Targets of the gradients of all parameters.
 template <class U>
 struct Targets {
   Tensor<U> scale, softcap, alibi, bias, key_bias, sink;
@@ -140,6 +140,94 @@ void check_backward(Table& table, const PolicySet<T>& set, const Inputs<T>& in, 
   compare_views(table, "dbias", parameters.bias, expected_parameters.bias, r * 2 * G * rows);
   compare_views(table, "dkey_bias", parameters.key_bias, expected_parameters.key_bias, r * 2 * G * rows);
   compare_views(table, "dsink", parameters.sink, expected_parameters.sink, r * 2 * G * rows);
+}
+
+/// The loss whose gradients Upstream holds.
+inline double loss(const PolicySet<double>& set, const Inputs<double>& in, const Upstream<double>& up,
+                   bool evidence) {
+  const Shape& s = set.shape();
+  Tensor<double> out(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+  ab::Evidence<double> observed;
+  set.apply([&](auto&&... policies) {
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), policies...,
+                  ab::observe(observed, ab::QueryWeights::of(up.u)));
+  });
+  double sum = 0;
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index h = 0; h < s.heads; ++h) {
+      for (Index i = 0; i < s.queries; ++i) {
+        for (Index c = 0; c < s.value_dim; ++c) sum += out(b, h, i, c) * up.out(b, h, i, c);
+        const auto at = static_cast<std::size_t>(i);
+        if (!evidence || !std::isfinite(observed.lse(b, h)[at])) continue;
+        sum += observed.lse(b, h)[at] * up.lse(b, h, 0, i) + observed.entropy(b, h)[at] * up.entropy(0, h, 0, i);
+      }
+      if (evidence)
+        for (Index j = 0; j < s.keys; ++j)
+          sum += observed.mass(b, h)[static_cast<std::size_t>(j)] * up.mass(b, 0, 0, j);
+    }
+  return sum;
+}
+
+template <class F>
+void for_each_pair(const Tensor<double>& a, const Tensor<double>& b, F f) {
+  const auto& x = a.view();
+  for (Index i = 0; i < x.batch; ++i)
+    for (Index h = 0; h < x.heads; ++h)
+      for (Index j = 0; j < x.length; ++j)
+        for (Index c = 0; c < x.dim; ++c) f(a(i, h, j, c), b(i, h, j, c));
+}
+
+/// The derivative of the kernel's own forward pass along a random direction of all inputs and parameters at once,
+/// by a central difference, against what the gradients say of it.
+inline void check_direction(Table& table, PolicySet<double>& set, const Inputs<double>& in,
+                            const Upstream<double>& up, bool evidence, Random& random) {
+  const Shape& s = set.shape();
+  Tensor<double> out(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+  ab::Evidence<double> observed;
+  Gradients<double> got(s), along(s);
+  Targets<double> parameters(set), parameters_along(set);
+  set.apply([&](auto&&... policies) {
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), policies..., ab::observe(observed));
+  });
+  set.apply_with(parameters, [&](auto&&... policies) {
+    const ab::evidence::LseGradient lse(up.lse.view());
+    const ab::evidence::EntropyGradient entropy(up.entropy.view());
+    const ab::evidence::MassGradient mass(up.mass.view(), ab::QueryWeights::of(up.u));
+    if (evidence)
+      ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), observed, up.out.view(),
+                             got.q.view(), got.k.view(), got.v.view(), mass, policies..., lse, entropy);
+    else
+      ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), observed, up.out.view(),
+                             got.q.view(), got.k.view(), got.v.view(), policies...);
+  });
+  for (const auto* x : {&along.q, &along.k, &along.v, &parameters_along.scale, &parameters_along.softcap,
+                        &parameters_along.bias, &parameters_along.key_bias, &parameters_along.sink})
+    x->fill(random, Family::uniform);
+  // A slope moves scores by as much as the distances.
+  parameters_along.alibi.fill(random, Family::uniform, 1 / static_cast<double>(s.queries + s.keys));
+
+  double expected = 0, size = 0;
+  auto add = [&](double a, double b) { expected += a * b, size += std::fabs(a * b); };
+  for_each_pair(got.q, along.q, add), for_each_pair(got.k, along.k, add), for_each_pair(got.v, along.v, add);
+  for_each_pair(parameters.scale, parameters_along.scale, add);
+  for_each_pair(parameters.softcap, parameters_along.softcap, add);
+  for_each_pair(parameters.alibi, parameters_along.alibi, add),
+      for_each_pair(parameters.bias, parameters_along.bias, add);
+  for_each_pair(parameters.key_bias, parameters_along.key_bias, add);
+  for_each_pair(parameters.sink, parameters_along.sink, add);
+
+  constexpr double h = 1e-5;
+  auto move = [&](double step) {
+    auto by = [step](double& x, double d) { x += step * d; };
+    for_each_pair(in.q, along.q, by), for_each_pair(in.k, along.k, by), for_each_pair(in.v, along.v, by);
+    set.move(parameters_along, step);
+  };
+  move(h);
+  const double after = loss(set, in, up, evidence);
+  move(-2 * h);
+  const double before = loss(set, in, up, evidence);
+  move(h);
+  table.column("along a direction").compare(expected, (after - before) / (2 * h), 1e-7 + 1e-6 * size, 0);
 }
 
 }  // namespace support

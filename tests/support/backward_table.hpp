@@ -28,7 +28,9 @@ void check_backward_table() {
         PolicySet<T> set(policy_shape(s));
         choose(set, random, row);
         const Inputs<T> in(set.shape(), random, Family::uniform, 2);
-        check_backward(table, set, in, Upstream<T>(set.shape(), random, false), false, Layout::bhsd);
+        const Upstream<T> up(set.shape(), random, false);
+        check_backward(table, set, in, up, false, Layout::bhsd);
+        if constexpr (sizeof(T) == 8) check_direction(table, set, in, up, false, random);
       }
   table.report();
 }

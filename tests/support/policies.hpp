@@ -53,6 +53,9 @@ struct MaybeModifier {
   }
 };
 
+template <class U>
+struct Targets;
+
 /// The choices of a case, with the memory that the policies borrow.
 template <class T>
 class PolicySet {
@@ -164,6 +167,27 @@ class PolicySet {
       ab::gradient(softcap_, to.softcap.view()), ab::gradient(alibi_, to.alibi.view()), ab::gradient(bias_, to.bias.view()),
       ab::gradient(key_bias_, to.key_bias.view()), causal_, window_, lengths_, boolean_, blocks_,
       ab::gradient(ab::normalize::Sink(logits_), to.sink.view()));
+  }
+
+  /// Moves every parameter by h times its element of `direction`.
+  template <class U>
+  void move(const Targets<U>& direction, double h) {
+    auto add = [h](T& x, U d) { x += static_cast<T>(h * static_cast<double>(d)); };
+    if (factor_ == T(0)) factor_ = static_cast<T>(1 / std::sqrt(static_cast<double>(shape_.dim)));
+    add(factor_, direction.scale(0, 0, 0, 0));
+    if (softcap_.modifier) add(softcap_.modifier->cap, direction.softcap(0, 0, 0, 0));
+    for (std::size_t i = 0; i < slopes_.size(); ++i) add(slopes_[i], direction.alibi(0, static_cast<Index>(i), 0, 0));
+    for (std::size_t i = 0; i < logits_.size(); ++i) add(logits_[i], direction.sink(0, static_cast<Index>(i), 0, 0));
+    auto add_all = [&](const std::optional<Tensor<T>>& x, const Tensor<U>& d) {
+      if (!x) return;
+      const auto& v = x->view();
+      for (Index b = 0; b < v.batch; ++b)
+        for (Index i = 0; i < v.heads; ++i)
+          for (Index j = 0; j < v.length; ++j)
+            for (Index c = 0; c < v.dim; ++c) add(v(b, i, j, c), d(b, i, j, c));
+    };
+    add_all(bias_values_, direction.bias);
+    add_all(key_bias_values_, direction.key_bias);
   }
 
   /// Sizes of the bias, or of the key bias; ones without it.

@@ -33,6 +33,13 @@ inline constexpr bool learnable = true;
 template <class T, class P, class U>
 inline constexpr bool learnable<T, Gradient<P, U>> = kind_of<T, P> != PolicyKind::modifier || Learnable<P, T>;
 
+/// Whether a normaliser looks at all scores of a row: only then are these bent by themselves.
+template <class... P>
+inline constexpr bool has_sparse = ((std::is_same_v<P, normalize::Sparsemax> ||
+                                     std::is_same_v<P, normalize::Entmax15> ||
+                                     std::is_same_v<P, normalize::TopK>) ||
+                                    ...);
+
 /// Whether the policies can be used together in a backward call on tensors of T; says why not.
 template <class T, class... P>
 consteval bool backward_policies_fit() {
@@ -82,15 +89,6 @@ void for_each_view(const P& policy, F f, G g) {
   if constexpr (requires { policy.target(); }) g(layout("gradient target", policy.target()));
 }
 
-/// Shapes like another tensor's. Throws ShapeError.
-inline void require_shape(const Layout& x, const Layout& like) {
-  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
-  for (int a = 0; a < 4; ++a)
-    require_equal((std::string(x.name) + axes[a]).c_str(), x.sizes[a], (std::string(like.name) + axes[a]).c_str(),
-                  like.sizes[a]);
-  check_layout(x);
-}
-
 inline void require_apart(const Layout& output, const Layout& x) {
   if (may_overlap(output, check_layout(output), x, check_layout(x)))
     fail<ShapeError>(output.name, std::string("in the memory of ") + x.name,
@@ -107,13 +105,18 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
 
   const auto set = collect_policies<T>(policies...);
   using Set = std::remove_const_t<decltype(set)>;
-  forward.policies.policies = &set;
-  forward.policies.has_modifiers = Set::has_modifiers;
-  forward.policies.has_masks = Set::has_masks;
-  if constexpr (Set::has_masks)
-    forward.policies.classify = [](const void* s, const Rect& rect) {
-      return static_cast<const Set*>(s)->classify(rect);
-    };
+  forward.normalization = normalization_of<T>(policies...);
+  if constexpr (has_sparse<std::remove_cvref_t<P>...>) {
+    forward.policies = policy_calls<T>(set);
+  } else {
+    forward.policies.policies = &set;
+    forward.policies.has_modifiers = Set::has_modifiers;
+    forward.policies.has_masks = Set::has_masks;
+    if constexpr (Set::has_masks)
+      forward.policies.classify = [](const void* s, const Rect& rect) {
+        return static_cast<const Set*>(s)->classify(rect);
+      };
+  }
   if constexpr (Set::has_modifiers || Set::has_masks) call.derive = &Derivatives<T, Set>::run;
   take_scale_and_sink(forward, policies...);
 
@@ -162,7 +165,7 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
   int place = 0;
   [[maybe_unused]] auto check_target = [&](const Layout& target) {
     check_written(target, 3);
-    int other = 0;
+    [[maybe_unused]] int other = 0;
     (for_each_view(
          policies, [](const Layout&) {},
          [&](const Layout& x) {

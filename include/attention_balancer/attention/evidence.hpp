@@ -85,8 +85,12 @@ class Evidence {
     return {exposure_.data() + (same_exposure_ ? b : b * heads_ + h) * length, static_cast<std::size_t>(length)};
   }
 
-  /// [queries] natural logarithm of the softmax denominator, sinks included; -inf for an empty row without a sink.
+  /// [queries] natural logarithm of the softmax denominator, sinks included; -inf for an empty row without a sink. With
+  /// normalize::Sparsemax and Entmax15 the threshold tau of the scores: what scores no more gets exactly nothing.
   std::span<const T> lse(Index b, Index h) const { return row(lse_, b, h, queries_); }
+
+  /// [queries] number of keys that each query gives weight to; empty with softmax, which gives to all that it sees.
+  std::span<const Index> support(Index b, Index h) const { return row(support_, b, h, support_.empty() ? 0 : queries_); }
 
   /// [queries] entropy in nats of each query's distribution over its keys and its sink.
   std::span<const T> entropy(Index b, Index h) const { return row(entropy_, b, h, queries_); }
@@ -118,7 +122,7 @@ class Evidence {
   evidence::Kind kind_ = evidence::Kind::mass;
   bool same_exposure_ = false;  // one row of exposure serves all heads of a batch item
   std::vector<T> mass_, exposure_, statistic_, lse_, entropy_, sink_mass_;
-  std::vector<Index> empty_rows_;
+  std::vector<Index> empty_rows_, support_;
 };
 
 /// Which queries count, and how much: the u of mass_j = sum_i u_i p_ij. The same for every head and batch item.
@@ -269,7 +273,8 @@ struct EvidenceAccess {
   /// passes over long arrays are what decoding can least afford. `same_exposure`: all heads have the same one.
   template <class T>
   static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass,
-                      evidence::Kind statistic, bool same_exposure = false, bool overwritten = false) {
+                      evidence::Kind statistic, bool same_exposure = false, bool overwritten = false,
+                      bool with_support = false) {
     const auto rows = static_cast<std::size_t>(batch * heads);
     const auto per_key = with_mass ? rows * static_cast<std::size_t>(keys) : 0;
     // All memory first: what throws leaves the evidence as it was.
@@ -280,6 +285,7 @@ struct EvidenceAccess {
     for (auto* x : {&e.lse_, &e.entropy_}) x->reserve(rows * static_cast<std::size_t>(queries));
     e.sink_mass_.reserve(rows);
     e.empty_rows_.reserve(rows);
+    if (with_support) e.support_.reserve(rows * static_cast<std::size_t>(queries));
     if (!overwritten) e.mass_.assign(per_key, T(0));
     e.mass_.resize(per_key);
     e.exposure_.assign(of_exposure, T(0));
@@ -289,6 +295,7 @@ struct EvidenceAccess {
     e.entropy_.assign(rows * static_cast<std::size_t>(queries), T(0));
     e.sink_mass_.assign(rows, T(0));
     e.empty_rows_.assign(rows, 0);
+    e.support_.assign(with_support ? rows * static_cast<std::size_t>(queries) : 0, 0);
     e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
     e.kind_ = statistic;
   }
@@ -341,6 +348,8 @@ struct EvidenceAccess {
   static T* entropy(Evidence<T>& e, Index row) { return e.entropy_.data() + row * e.queries_; }
   template <class T>
   static T* sink_mass(Evidence<T>& e, Index row) { return e.sink_mass_.data() + row; }
+  template <class T>
+  static Index* support(Evidence<T>& e, Index row) { return e.support_.data() + row * e.queries_; }
   template <class T>
   static Index* empty_rows(Evidence<T>& e, Index row) { return e.empty_rows_.data() + row; }
 };

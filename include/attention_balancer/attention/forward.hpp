@@ -51,7 +51,7 @@ class Worker {
     columns_ = !with_mass_ ? 0 : call.statistic == evidence::Kind::mass ? 2 : 3;
     partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
     Scratch<T> sizes;
-    slot_bytes_ = sizes.carve(nullptr, p, with_mass_, partial_size_);
+    slot_bytes_ = sizes.carve(nullptr, p, whole_strip(), partial_size_);
     const Index kept_bytes = partial_size_ * static_cast<Index>(sizeof(T));
     if (multiply_overflows(slots_, slot_bytes_) || multiply_overflows(partials_kept_, kept_bytes) ||
         slots_ * slot_bytes_ > std::numeric_limits<Index>::max() - partials_kept_ * kept_bytes)
@@ -63,7 +63,7 @@ class Worker {
   void run(const Run& executor) {
     if (evidence_ != nullptr)
       EvidenceAccess::reshape(*evidence_, call_.problem.batch, call_.problem.heads, call_.problem.queries,
-                              call_.problem.keys, with_mass_, call_.statistic);
+                              call_.problem.keys, with_mass_, call_.statistic, false, false, is_sparse(call_.normalization));
     share(executor, by_chunk_ ? heads_ * chunks_.count : heads_, [this](Index item, const Scratch<T>& scratch) {
       by_chunk_ ? run_chunk(item, scratch) : run_head(item, scratch);
     });
@@ -77,10 +77,12 @@ class Worker {
     std::atomic<Index> next{0};
     executor.for_each(std::min(slots_, items), [&](Index slot) {
       Scratch<T> scratch;
-      scratch.carve(memory_ + slot * slot_bytes_, call_.problem, with_mass_, partial_size_);
+      scratch.carve(memory_ + slot * slot_bytes_, call_.problem, whole_strip(), partial_size_);
       for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
     });
   }
+
+  bool whole_strip() const noexcept { return with_mass_ || is_sparse(call_.normalization); }
 
   void run_chunk(Index item, const Scratch<T>& scratch) noexcept {
     const Index head = item / chunks_.count;
@@ -101,6 +103,7 @@ class Worker {
       std::fill_n(partial, columns_ * keys + 2, T(0));
       rows.lse = EvidenceAccess::lse(*evidence_, head);
       rows.entropy = EvidenceAccess::entropy(*evidence_, head);
+      if (is_sparse(call_.normalization)) rows.support = EvidenceAccess::support(*evidence_, head);
       if (with_mass_) rows.mass = partial, rows.exposure = partial + keys;
       if (columns_ > 2) rows.statistic = partial + 2 * keys;
       rows.totals = partial + columns_ * keys;
@@ -198,6 +201,7 @@ void run_with_policies(Call<T>& call, Run run, P&... policies) {
   const auto set = collect_policies<T>(policies...);
   call.policies = policy_calls<T>(set);
   take_scale_and_sink(call, policies...);
+  call.normalization = normalization_of<T>(policies...);
 
   Evidence<T>* evidence = nullptr;
   if constexpr (count_of<PolicyKind::observation, T, P...> > 0) {
@@ -225,7 +229,7 @@ void run_attention(Call<T>& call, P&... policies) {
   run_with_policies(
       call,
       [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
-        if (call.problem.queries <= decode_queries) {
+        if (call.problem.queries <= decode_queries && !is_sparse(call.normalization)) {
           const KvView<T> x = kv_view_of(call);
           Decoder<T, T>(call, x, evidence, workspace, concurrency).run(executor);
         } else {
@@ -246,8 +250,8 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// head h attends to key head h / (Hq / Hkv). Nk may be 0; all else is at least 1. Any strides.
 ///
 /// Policies come in any number and order: score modifiers (applied in the order given, score::Scale first; without
-/// one the scale is 1 / sqrt(D)), masks (they intersect), normalize::Softmax or a normalize::Sink, an executor
-/// (default executor::Sequential), observe(evidence) and a Workspace.
+/// one the scale is 1 / sqrt(D)), masks (they intersect), a normaliser (default normalize::Softmax), a normalize::Sink,
+/// an executor (default executor::Sequential), observe(evidence) and a Workspace.
 ///
 /// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN.
 /// Throws ShapeError (sizes, strides, null data, an output that overlaps an input, lengths past the end), InputError

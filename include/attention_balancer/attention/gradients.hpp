@@ -13,6 +13,20 @@
 #include "attention_balancer/softmax/normalizers.hpp"
 
 namespace attention_balancer {
+namespace detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// Whether the parameter of P is the one tensor that it borrows, with the axes of the scores.
+template <class P>
+inline constexpr bool is_bias = false;
+template <class N>
+inline constexpr bool is_bias<score::Bias<N>> = true;
+template <class N>
+inline constexpr bool is_bias<score::KeyBias<N>> = true;
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace detail
+
 ATTENTION_BALANCER_BEGIN_ISA
 
 /// A policy with the place for the gradient of its parameter: made by gradient(), used in the policy's stead, in
@@ -30,6 +44,10 @@ class Gradient : public P {
     if constexpr (requires(const P& p) { p.validate(problem); }) P::validate(problem);
     detail::check_broadcast(detail::layout("gradient target", target_), problem);
     detail::check_no_self_overlap(detail::layout("gradient target", target_));
+    if constexpr (detail::is_bias<P>)
+      P::borrowed([this](const detail::Layout& bias) {
+        detail::require_shape(detail::layout("gradient target", target_), bias);
+      });
   }
 
  private:

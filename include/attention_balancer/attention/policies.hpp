@@ -17,7 +17,7 @@ namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
 enum class PolicyKind {
-  unknown, scale, modifier, mask, softmax, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
+  unknown, scale, modifier, mask, normalizer, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
   mass_gradient
 };
 
@@ -56,8 +56,9 @@ consteval PolicyKind policy_kind() {
     return PolicyKind::mass_gradient;
   else if constexpr (std::is_same_v<Policy, Workspace>)
     return PolicyKind::workspace;
-  else if constexpr (std::is_same_v<Policy, normalize::Softmax>)
-    return PolicyKind::softmax;
+  else if constexpr (std::is_same_v<Policy, normalize::Softmax> || std::is_same_v<Policy, normalize::Sparsemax> ||
+                     std::is_same_v<Policy, normalize::Entmax15> || std::is_same_v<Policy, normalize::TopK>)
+    return PolicyKind::normalizer;
   else if constexpr (Mask<Policy, T>)
     return PolicyKind::mask;
   else if constexpr (Executor<Policy>)
@@ -86,6 +87,10 @@ inline constexpr bool needs_values = false;
 template <class T>
 inline constexpr bool needs_values<Observation<T, evidence::Kind::leave_one_out>> = true;
 
+/// False for a normaliser that divides by no sum of exponentials.
+template <class P>
+inline constexpr bool has_denominator = !std::is_same_v<P, normalize::Sparsemax> && !std::is_same_v<P, normalize::Entmax15>;
+
 /// Whether the policies can be used together on tensors of T, forward or backward; says why not.
 template <class T, class... P>
 consteval bool any_policies_fit() {
@@ -99,13 +104,20 @@ consteval bool any_policies_fit() {
   static_assert(scalars, "attention_balancer: the Evidence must have the scalar type of the tensors");
   constexpr bool sinks = count_of<PolicyKind::sink, T, P...> <= 1;
   static_assert(sinks, "attention_balancer: a call takes one normalize::Sink, not two");
+  constexpr bool normalizers = count_of<PolicyKind::normalizer, T, P...> <= 1;
+  static_assert(normalizers, "attention_balancer: a call takes one normaliser, not two");
+  constexpr bool denominators =
+      count_of<PolicyKind::sink, T, P...> == 0 || (has_denominator<std::remove_cvref_t<P>> && ...);
+  static_assert(denominators,
+                "attention_balancer: normalize::Sparsemax and Entmax15 have no denominator that a normalize::Sink could "
+                "take part in");
   constexpr bool executors = count_of<PolicyKind::executor, T, P...> <= 1;
   static_assert(executors, "attention_balancer: a call takes one executor, not two");
   constexpr bool workspaces = count_of<PolicyKind::workspace, T, P...> <= 1;
   static_assert(workspaces, "attention_balancer: a call takes one Workspace, not two");
   constexpr bool lvalue = ((kind_of<T, P> != PolicyKind::workspace || std::is_same_v<P, Workspace&>) && ...);
   static_assert(lvalue, "attention_balancer: pass the Workspace as an lvalue, so that the next call can use it again");
-  return known && observations && scalars && sinks && executors && workspaces && lvalue;
+  return known && observations && scalars && sinks && normalizers && denominators && executors && workspaces && lvalue;
 }
 
 template <class T, class... P>
@@ -164,6 +176,15 @@ void check_borrowed(const P& policy, const TensorView<T>& out, const Evidence<T>
       fail<ShapeError>(x.name, "in the memory of the evidence", "be copied first: the call overwrites the evidence");
   };
   if constexpr (requires { policy.borrowed(check); }) policy.borrowed(check);
+}
+
+/// The normaliser of a call.
+template <class T, class... P>
+Normalization normalization_of(const P&... policies) noexcept {
+  if constexpr (count_of<PolicyKind::normalizer, T, const P...> > 0)
+    return find_policy<PolicyKind::normalizer, T>(policies...).normalization();
+  else
+    return {};
 }
 
 /// The factor of the dot products.

@@ -13,11 +13,56 @@
 #include "attention_balancer/core/types.hpp"
 #include "attention_balancer/tensor/shape.hpp"
 
+namespace attention_balancer::detail {
+
+/// Which normaliser a call uses, without its type.
+struct Normalization {
+  enum class Kind { softmax, sparsemax, entmax15, top_k };
+  Kind kind = Kind::softmax;
+  Index k = 0;
+};
+
+}  // namespace attention_balancer::detail
+
 namespace attention_balancer::normalize {
 ATTENTION_BALANCER_BEGIN_ISA
 
 /// exp(s) / sum exp(s): the default.
-struct Softmax {};
+struct Softmax {
+  constexpr attention_balancer::detail::Normalization normalization() const noexcept { return {}; }
+};
+
+/// max(0, s - tau), with tau such that they add up to 1: the projection onto the simplex. Most keys get exactly nothing
+/// (Martins and Astudillo, arXiv 1602.02068). Takes no sink. What keys outside the support hold reaches nothing.
+///
+/// With it the evidence has tau in place of the lse, and `support`: how many keys each query gives weight to.
+struct Sparsemax {
+  constexpr attention_balancer::detail::Normalization normalization() const noexcept {
+    return {attention_balancer::detail::Normalization::Kind::sparsemax, 0};
+  }
+};
+
+/// max(0, (s - tau) / 2)^2, with tau such that they add up to 1: between softmax and sparsemax (Peters, Niculae and
+/// Martins, arXiv 1905.05702, alpha 1.5). Otherwise as Sparsemax.
+struct Entmax15 {
+  constexpr attention_balancer::detail::Normalization normalization() const noexcept {
+    return {attention_balancer::detail::Normalization::Kind::entmax15, 0};
+  }
+};
+
+/// Softmax over the k largest visible scores of each query, of equal ones those of the lower keys; the others count as
+/// masked, except that exposure counts them. The lse is that of the k; the evidence has `support` too. At least 1
+/// (InputError); a query with fewer visible keys keeps them all.
+struct TopK {
+  Index k;
+
+  void validate(const Problem&) const {
+    if (k < 1) attention_balancer::detail::fail<InputError>("normalize::TopK k", k, "be at least 1");
+  }
+  constexpr attention_balancer::detail::Normalization normalization() const noexcept {
+    return {attention_balancer::detail::Normalization::Kind::top_k, k};
+  }
+};
 
 /// Attention sinks: one logit per query head that takes part in the denominator only (StreamingLLM, arXiv
 /// 2309.17453; gpt-oss). Not changed by score modifiers. Borrows the logits; they must not be NaN or +inf

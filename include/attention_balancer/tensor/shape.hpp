@@ -204,6 +204,15 @@ inline void check_values_and_output(Problem& problem, const Layout& q, const Lay
       fail<ShapeError>("out", std::string("in the memory of ") + input->name, "not overlap an input");
 }
 
+/// A tensor with the sizes of another. Throws ShapeError.
+inline void require_shape(const Layout& x, const Layout& like) {
+  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
+  for (int a = 0; a < 4; ++a)
+    require_equal((std::string(x.name) + axes[a]).c_str(), x.sizes[a], (std::string(like.name) + axes[a]).c_str(),
+                  like.sizes[a]);
+  check_layout(x);
+}
+
 /// Positions travel as floating point numbers of `mantissa_bits` bits.
 inline void check_positions(const Problem& problem, int mantissa_bits) {
   const Index most = Index(1) << std::min(mantissa_bits, 62);

@@ -45,12 +45,13 @@ struct BackwardScratch {
   T* dq;                           // [D, W]
   T *scores, *gradients, *seen;    // [block_keys, W]
   T *packed_keys, *packed_values;  // [block_keys, D], [block_keys, Dv]
+  T* strip;                        // [Nk, W] the weights of a sparse normaliser
   KeyRange* ranges;                // [Nk / block_keys + 2]
   T* parameters;                   // per modifier [W]
   T **by_row, **by_key, **none;    // per modifier: where its parameter's gradient is summed, for the stage
   T* partial;                      // a chunk's dk [Nk, D padded] and dv [Nk, Dv padded]
 
-  Index carve(std::byte* memory, const Problem& p, Index modifiers, Index partial_size) noexcept {
+  Index carve(std::byte* memory, const Problem& p, bool whole_strip, Index modifiers, Index partial_size) noexcept {
     Index used = 0;
     auto take = [&](auto*& pointer, Index elements) {
       if (memory != nullptr) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
@@ -67,6 +68,7 @@ struct BackwardScratch {
     take(seen, block_keys * width);
     take(packed_keys, block_keys * p.dim);
     take(packed_values, block_keys * p.value_dim);
+    take(strip, whole_strip ? p.keys * width : 0);
     take(ranges, p.keys / block_keys + 2);
     take(parameters, modifiers * width);
     take(by_row, modifiers);
@@ -110,13 +112,14 @@ class BackwardBlock {
     std::fill_n(s_.none, call_.modifiers, nullptr);
     ranges_ = visible_ranges(call_.forward, {first_, first_ + count_, 0, 0, batch_, head_, p_.queries, p_.keys},
                              s_.ranges);
-    if (call_.mass_gradient.data != nullptr || call_.entropy_gradient.data != nullptr) first_pass();
+    if (is_sparse(call_.forward.normalization)) fill_strip();
+    if (call_.mass_gradient.data != nullptr || call_.entropy_gradient.data != nullptr || has_slopes()) first_pass();
     finish_delta();
 
     std::fill_n(s_.dq, p_.dim * width, T(0));
     std::fill_n(s_.parameters, call_.modifiers * width, T(0));
     std::fill_n(ones_, width, T(1));
-    for (Index r = 0; r < ranges_; ++r) pass(s_.ranges[r]);
+    for_each_range([&](const KeyRange& range, const T* weights) { pass(range, weights); });
     store_queries();
     store_parameters();
   }
@@ -155,7 +158,7 @@ class BackwardBlock {
       rows_.offset[i] = lse == -infinity<T> ? infinity<T> : lse;
       rows_.entropy[i] = real ? position(call_.entropy_gradient, first_ + i) : T(0);
       rows_.u[i] = real ? call_.weights.template weight<T>(first_ + i, p_.queries) : T(0);
-      rows_.delta[i] = rows_.sum[i] = T(0);
+      rows_.delta[i] = rows_.sum[i] = rows_.slopes[i] = T(0);
     }
     // out and dout by rows: a sum of products of a row with its own.
     const Index stride = padded_features<T>(p_.value_dim);
@@ -163,18 +166,83 @@ class BackwardBlock {
       const T *row = s_.output_rows + i * stride, *o = &out(batch_, head_, first_ + i, 0);
       simd::Pack<T> sum(T(0));
       Index c = 0;
-      if (out.dim_stride == 1)
-        for (; c + n <= p_.value_dim; c += n)
-          sum = simd::fma(simd::load<simd::Pack<T>>(row + c), simd::load<simd::Pack<T>>(o + c), sum);
+      auto of_out = [&](Index at) {  // the same order of additions whatever the layout
+        if (out.dim_stride == 1) return simd::load<simd::Pack<T>>(o + at);
+        return simd::generate<simd::Pack<T>>([&](int lane) { return o[(at + lane) * out.dim_stride]; });
+      };
+      for (; c + n <= p_.value_dim; c += n) sum = simd::fma(simd::load<simd::Pack<T>>(row + c), of_out(c), sum);
       T total = simd::reduce_add(sum);
       for (; c < p_.value_dim; ++c) total = simd::fma(row[c], o[c * out.dim_stride], total);
       rows_.delta[i] = total;
     }
   }
 
-  ScoreGradients<T> block_of(const KeyRange& range) noexcept {
+  /// Whether the slope of a weight is not the weight itself: then D is no product of out and dout.
+  bool has_slopes() const noexcept {
+    return call_.forward.normalization.kind == Normalization::Kind::sparsemax ||
+           call_.forward.normalization.kind == Normalization::Kind::entmax15;
+  }
+
+  /// f(range, its part of the strip of a sparse normaliser), in steps of at most block_keys.
+  template <class F>
+  void for_each_range(F f) const noexcept {
+    T* strip = is_sparse(call_.forward.normalization) ? s_.strip : nullptr;
+    for (Index r = 0; r < ranges_; ++r)
+      for (Index begin = s_.ranges[r].begin; begin < s_.ranges[r].end; begin += block_keys) {
+        const KeyRange step{begin, std::min(begin + block_keys, s_.ranges[r].end), s_.ranges[r].partial};
+        f(step, strip);
+        if (strip != nullptr) strip += (step.end - step.begin) * width;
+      }
+  }
+
+  /// The weights of a sparse normaliser, from all scores at once, as in the forward pass.
+  ATTENTION_BALANCER_NOINLINE void fill_strip() noexcept {
+    const Call<T>& forward = call_.forward;
+    alignas(64) T top[width];
+    std::fill_n(top, width, -infinity<T>);
+    Index keys = 0;
+    for_each_range([&](const KeyRange& range, T* scores) {
+      const Rows<T> k = rows_of(forward.k, range, s_.packed_keys);
+      const bool bent = forward.policies.has_modifiers || range.partial;
+      score_keys<T, V>(s_.queries, k.data, k.stride, range.end - range.begin, p_.dim, scores, bent ? nullptr : top);
+      if (bent) forward.policies.bend[V - 1](forward.policies.policies, scores, place(range), range.partial, top);
+      keys += range.end - range.begin;
+    });
+    OnlineState<T> state;
+    state.clear();
+    raise_top<T, V>(state, top);
+    Sparse<T> sparse;
+    sparsify<T, V>(forward.normalization, s_.strip, keys, state.offset, sparse);
+    if (!has_slopes()) weigh_kept(keys);
+  }
+
+  /// strip = exp(strip - lse)
+  void weigh_kept(Index keys) noexcept {
+    using S = simd::Pack<T>;
+    for (Index j = 0; j < keys; ++j)
+      for (int v = 0; v < V; ++v) {
+        T* const at = s_.strip + (j * V + v) * n;
+        const S x = (simd::load_aligned<S>(at) - simd::load_aligned<S>(rows_.offset + v * n)) * S(T(simd::log2_e));
+        simd::store_aligned(at, simd::exp2_clamped(simd::clamp_exponent(x)));
+      }
+  }
+
+  /// Whether all of weights [count] is 0.
+  static bool all_zero(const T* weights, Index count) noexcept {
+    using S = simd::Pack<T>;
+    S others(T(0));
+    for (Index i = 0; i < count; i += n)
+      others = others + simd::select(simd::load_aligned<S>(weights + i) == S(T(0)), S(T(0)), S(T(1)));
+    return simd::reduce_add(others) == T(0);
+  }
+
+  Place place(const KeyRange& range) const noexcept { return {&p_, batch_, head_, first_, range.begin, range.end}; }
+
+  ScoreGradients<T> block_of(const KeyRange& range, const T* weights) noexcept {
     ScoreGradients<T> x{};
-    x.at = {&p_, batch_, head_, first_, range.begin, range.end};
+    x.at = place(range);
+    x.weights = weights;
+    x.normalizer = call_.forward.normalization.kind;
     x.packs = V;
     x.partial = range.partial;
     x.scores = s_.scores;
@@ -192,24 +260,30 @@ class BackwardBlock {
     using Plain = Derivatives<T, Policies<T, std::tuple<>, std::tuple<>>>;
     if (call_.forward.policies.has_modifiers || x.partial)
       call_.derive(call_.forward.policies.policies, x);
-    else if (x.first_pass || x.with_entropy || x.mass != nullptr || x.seen != nullptr)
+    else if (x.first_pass || x.weights != nullptr || x.with_entropy || x.mass != nullptr || x.seen != nullptr)
       Plain::template block<false, true>({}, x);
     else
       Plain::template block<false, false>({}, x);
   }
 
-  /// rows_.sum = sum over the keys of p (u dmass - dH log p).
+  /// rows_.sum = sum over the keys of slope (u dmass - dH log p), and of slope (dout . v) where it is not p.
   void first_pass() noexcept {
-    for (Index r = 0; r < ranges_; ++r) {
-      const KeyRange& range = s_.ranges[r];
+    for_each_range([&](const KeyRange& range, const T* weights) {
+      const Index keys = range.end - range.begin;
+      if (weights != nullptr && all_zero(weights, keys * width)) return;
+      ScoreGradients<T> x = block_of(range, weights);
       const Rows<T> k = rows_of(call_.forward.k, range, s_.packed_keys);
-      score_keys<T, V>(s_.queries, k.data, k.stride, range.end - range.begin, p_.dim, s_.scores, nullptr);
-      ScoreGradients<T> x = block_of(range);
+      score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
       x.gradients = nullptr;
+      if (has_slopes()) {
+        const Rows<T> v = rows_of(call_.forward.v, range, s_.packed_values);
+        score_keys<T, V>(s_.outputs, v.data, v.stride, keys, p_.value_dim, s_.gradients, nullptr);
+        x.gradients = s_.gradients;
+      }
       x.first_pass = true;
       x.parameter_rows = x.parameter_keys = s_.none;
       derive(x);
-    }
+    });
   }
 
   /// Completes D, with what a sink has of the entropy, and adds to the gradient of the sink's logit.
@@ -224,6 +298,8 @@ class BackwardBlock {
         delta += p * gradient;
         if (call_.wants_sink) sums_.numbers[call_.modifiers] += static_cast<double>(p * (gradient - delta));
       }
+      if (has_slopes())
+        delta = dead ? T(0) : (rows_.sum[i] - position(call_.lse_gradient, first_ + i)) / rows_.slopes[i];
       rows_.delta[i] = delta;
     }
   }
@@ -235,14 +311,15 @@ class BackwardBlock {
     return {packed, x.dim};
   }
 
-  void pass(const KeyRange& range) noexcept {
+  void pass(const KeyRange& range, const T* weights) noexcept {
     const Index keys = range.end - range.begin;
+    if (weights != nullptr && all_zero(weights, keys * width)) return;
     const Rows<T> k = rows_of(call_.forward.k, range, s_.packed_keys),
                   v = rows_of(call_.forward.v, range, s_.packed_values);
     score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
     score_keys<T, V>(s_.outputs, v.data, v.stride, keys, p_.value_dim, s_.gradients, nullptr);
 
-    ScoreGradients<T> x = block_of(range);
+    ScoreGradients<T> x = block_of(range, weights);
     for (Index m = 0; m < call_.modifiers; ++m) {
       const TensorView<T>& target = call_.targets[m];
       s_.by_row[m] = s_.by_key[m] = nullptr;

@@ -22,18 +22,21 @@ struct RowState {
   alignas(64) T entropy[width];  // gradient of the entropy
   alignas(64) T u[width];        // weight of the query in the mass
   alignas(64) T sum[width];      // first pass: sum of slope * gradient of the weight
+  alignas(64) T slopes[width];   // first pass: sum of slopes
 };
 
 /// A block of scores on its way back.
 template <Scalar T>
 struct ScoreGradients {
   Place at;
-  int packs;        // W = packs * lanes
-  bool partial;     // masks must be tested
-  bool first_pass;  // only adds to rows.sum
-  T* scores;        // [keys, W] scaled products in, weights out
-  T* gradients;     // [keys, W] gradients of the weights in, of the scores out; null: 0 in, none out
-  T* seen;          // [keys, W] 1 where a key is visible, else 0; null: not wanted
+  int packs;         // W = packs * lanes
+  bool partial;      // masks must be tested
+  bool first_pass;   // only adds to rows.sum
+  T* scores;         // [keys, W] scaled products in, weights out
+  T* gradients;      // [keys, W] gradients of the weights in, of the scores out; null: 0 in, none out
+  T* seen;           // [keys, W] 1 where a key is visible, else 0; null: not wanted
+  const T* weights;  // [keys, W] what sparsify or weigh_kept left; null: weights are computed from scores and lse
+  Normalization::Kind normalizer;
   RowState<T>* rows;
   bool with_entropy;
   const T* mass;  // gradient of the mass of the first key of the block; null: none
@@ -78,7 +81,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
       block<false, true>(*static_cast<const Set*>(set), x);
   }
 
-  /// Extras: a first pass, or gradients of mass or entropy, or `seen` may be asked for.
+  /// Extras: a first pass, a sparse normaliser, gradients of mass or entropy, or `seen` may be asked for.
   template <bool Masked, bool Extras>
   ATTENTION_BALANCER_NOINLINE static void block(const Set& set, const ScoreGradients<T>& x) noexcept {
     constexpr bool placed = Masked || modifiers > 0;
@@ -106,8 +109,9 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
     }
     for (int v = 0; v < x.packs; ++v) {
       if (Extras && x.first_pass) {
-        T* const sum = x.rows->sum + v * n;
+        T *const sum = x.rows->sum + v * n, *const slopes = x.rows->slopes + v * n;
         simd::store_aligned(sum, simd::load_aligned<S>(sum) + sums[v].weighted);
+        simd::store_aligned(slopes, simd::load_aligned<S>(slopes) + sums[v].slopes);
       }
       for (std::size_t m = 0; m < modifiers; ++m)
         if (x.parameter_rows[m] != nullptr && !x.first_pass) {
@@ -119,7 +123,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
 
  private:
   struct Sums {
-    S weighted = S(T(0));
+    S weighted = S(T(0)), slopes = S(T(0));
     S parameters[modifiers + 1];
     Sums() noexcept {
       for (S& x : parameters) x = S(T(0));
@@ -188,9 +192,20 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
     const S offset = simd::load_aligned<S>(rows.offset + lane.pack * n);
     const simd::mask_of<S> masked = score == none, dead = offset == S(infinity<T>);
     lane.hidden = masked | dead;
-    const S exponent = score - offset;
-    const S p =
-        simd::select(lane.hidden, zero, simd::exp2_clamped(simd::clamp_exponent(exponent * S(T(simd::log2_e)))));
+    S p, slope, log_p;  // slope: dp / ds, were the other scores fixed and the sum of the weights free
+    if (Extras && x.weights != nullptr) {
+      const S weight = simd::load_aligned<S>(x.weights + (lane.key * x.packs + lane.pack) * n);
+      const simd::mask_of<S> outside = weight == zero;
+      lane.hidden = outside | dead;
+      p = simd::select(lane.hidden, zero, x.normalizer == Normalization::Kind::entmax15 ? weight * weight : weight);
+      // Not a number stays so.
+      slope = x.normalizer == Normalization::Kind::sparsemax ? simd::fma(weight, zero, S(T(1))) : weight;
+      log_p = x.with_entropy ? simd::log(simd::select(lane.hidden, S(T(1)), p)) : zero;
+    } else {
+      log_p = score - offset;
+      slope = p =
+          simd::select(lane.hidden, zero, simd::exp2_clamped(simd::clamp_exponent(log_p * S(T(simd::log2_e)))));
+    }
     S gradient = zero;
     if (!Extras || x.gradients != nullptr)
       gradient = simd::load_aligned<S>(x.gradients + (lane.key * x.packs + lane.pack) * n);
@@ -198,9 +213,10 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
       if (x.mass != nullptr)
         gradient =
             simd::fma(simd::load_aligned<S>(rows.u + lane.pack * n), S(x.mass[lane.key * x.mass_stride]), gradient);
-      if (x.with_entropy) gradient = gradient - simd::load_aligned<S>(rows.entropy + lane.pack * n) * exponent;
+      if (x.with_entropy) gradient = gradient - simd::load_aligned<S>(rows.entropy + lane.pack * n) * log_p;
       if (x.first_pass) {
-        sums.weighted = sums.weighted + simd::select(lane.hidden, zero, p * gradient);
+        sums.weighted = sums.weighted + simd::select(lane.hidden, zero, slope * gradient);
+        sums.slopes = sums.slopes + simd::select(lane.hidden, zero, slope);
         return zero;
       }
       if (x.seen != nullptr)
@@ -208,7 +224,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
                             simd::select(lane.hidden, zero, S(T(1))));
     }
     simd::store_aligned(lane.at, p);
-    return simd::select(lane.hidden, zero, p * (gradient - simd::load_aligned<S>(rows.delta + lane.pack * n)));
+    return simd::select(lane.hidden, zero, slope * (gradient - simd::load_aligned<S>(rows.delta + lane.pack * n)));
   }
 };
 

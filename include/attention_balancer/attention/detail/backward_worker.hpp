@@ -87,7 +87,8 @@ class BackwardWorker {
     const Index rows = p_.batch * p_.heads * chunks_.count;
     numbers_ = call.modifiers + 2;
     BackwardScratch<T> sizes;
-    slot_bytes_ = sizes.carve(nullptr, p_, call.modifiers, by_chunk_ ? 0 : partial_size_);
+    slot_bytes_ = sizes.carve(nullptr, p_, is_sparse(call.forward.normalization), call.modifiers,
+                              by_chunk_ ? 0 : partial_size_);
     Index bytes = 0;
     auto add = [&bytes](Index count, Index each) {
       if (multiply_overflows(count, each) || count * each > std::numeric_limits<Index>::max() - 64 - bytes)
@@ -134,7 +135,8 @@ class BackwardWorker {
     std::atomic<Index> next{0};
     executor.for_each(std::min(slots_, items), [&](Index slot) {
       BackwardScratch<T> scratch;
-      scratch.carve(memory_ + slot * slot_bytes_, p_, call_.modifiers, by_chunk_ ? 0 : partial_size_);
+      scratch.carve(memory_ + slot * slot_bytes_, p_, is_sparse(call_.forward.normalization), call_.modifiers,
+                    by_chunk_ ? 0 : partial_size_);
       for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
     });
   }

@@ -13,6 +13,7 @@
 #include "attention_balancer/attention/detail/statistic.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
 #include "attention_balancer/attention/evidence.hpp"
+#include "attention_balancer/softmax/sparse.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
@@ -57,6 +58,7 @@ struct Call {
   PolicyCalls<T> policies = {};
   QueryWeights weights = QueryWeights::none();
   evidence::Kind statistic = evidence::Kind::mass;
+  Normalization normalization = {};
 };
 
 /// Where the evidence of one head, or of one chunk of its queries, goes. Null pointers: not observed.
@@ -64,6 +66,7 @@ template <Scalar T>
 struct EvidenceRows {
   T* lse = nullptr;       // [Nq] of the head
   T* entropy = nullptr;   // [Nq] of the head
+  Index* support = nullptr;  // [Nq] of the head; null with softmax
   T* mass = nullptr;      // [Nk]; null for QueryWeights::none()
   T* exposure = nullptr;  // [Nk]
   T* statistic = nullptr;  // [Nk]; null if the mass is all that is asked for
@@ -200,10 +203,11 @@ class Block {
     std::fill_n(s_.output, p_.value_dim * width, T(0));
     alignas(64) T top[width];
     std::fill_n(top, width, -infinity<T>);
-    if (weighted) {
+    if (weighted || is_sparse(call_.normalization)) {
       T* scores = s_.strip;
       for (Index r = 0; r < ranges_; ++r) scores = score(s_.ranges[r], scores, top);
       raise_top<T, V>(state_, top);
+      if (is_sparse(call_.normalization)) sparsify_strip((scores - s_.strip) / width);
       std::fill_n(state_.shrink, width, T(1));
       scores = s_.strip;
       for (Index r = 0; r < ranges_; ++r) scores = spend(s_.ranges[r], scores, guard);
@@ -226,14 +230,32 @@ class Block {
     return scores + keys * width;
   }
 
+  /// The strip of a sparse normaliser: scores for the softmax of top-k, otherwise probabilities.
+  ATTENTION_BALANCER_NOINLINE void sparsify_strip(Index keys) noexcept {
+    sparsify<T, V>(call_.normalization, s_.strip, keys, state_.offset, sparse_);
+    if (!has_weights()) return;
+    sum_weights<T, V>(call_.normalization, s_.strip, keys, evidence_.lse != nullptr, state_);
+  }
+
+  /// Whether sparsify leaves weights, rather than scores.
+  bool has_weights() const noexcept {
+    return call_.normalization.kind == Normalization::Kind::sparsemax ||
+           call_.normalization.kind == Normalization::Kind::entmax15;
+  }
+
+  /// For add_guarded: what has no weight counts as masked.
+  void keep_weights(const T* weights, Index count) noexcept {
+    for (Index i = 0; i < count; ++i) s_.spare[i] = weights[i] == T(0) ? -infinity<T> : weights[i];
+  }
+
   /// Turns the scores of a range into weights and adds the weighted values to the output.
   T* spend(const KeyRange& range, T* scores, bool guard) noexcept {
     const Index keys = range.end - range.begin;
-    if (guard) std::copy_n(scores, keys * width, s_.spare);
-    if (evidence_.lse != nullptr)
-      weigh<T, V, true>(scores, keys, state_);
-    else
-      weigh<T, V, false>(scores, keys, state_);
+    if (guard && has_weights())
+      keep_weights(scores, keys * width);
+    else if (guard)
+      std::copy_n(scores, keys * width, s_.spare);
+    if (!has_weights()) evidence_.lse != nullptr ? weigh<T, V, true>(scores, keys, state_) : weigh<T, V, false>(scores, keys, state_);
     if (p_.value_dim > 0) {
       Rows<T> v = rows_of(call_.v, batch_, kv_head_, range.begin, range.end, s_.packed_values);
       if (guard) v = guarded(v, keys);
@@ -277,9 +299,20 @@ class Block {
                 Index(1), width, count_, p_.value_dim);
   }
 
+  ATTENTION_BALANCER_NOINLINE void store_sparse() noexcept {
+    const T unit = call_.normalization.kind == Normalization::Kind::entmax15 ? T(2) : T(1);
+    for (Index i = 0; i < count_; ++i) {
+      evidence_.support[first_ + i] = static_cast<Index>(sparse_.support[i]);
+      if (has_weights())
+        evidence_.lse[first_ + i] =
+            state_.top[i] == -infinity<T> && state_.sum[i] == T(0) ? -infinity<T> : state_.offset[i] + unit * sparse_.threshold[i];
+    }
+  }
+
   void store_evidence(bool weighted) noexcept {
     std::copy_n(result_.lse, count_, evidence_.lse + first_);
     std::copy_n(result_.entropy, count_, evidence_.entropy + first_);
+    if (is_sparse(call_.normalization)) store_sparse();
     for (Index i = 0; i < count_; ++i)
       if (state_.sum[i] == T(0)) evidence_.totals[1] += T(1);
     if (!weighted) return;
@@ -366,6 +399,7 @@ class Block {
   const EvidenceRows<T>& evidence_;
   Index ranges_ = 0;
   OnlineState<T> state_;
+  Sparse<T> sparse_;
   Normalized<T> result_;
   alignas(64) T u_[width];
   alignas(64) T output_squares_[width];

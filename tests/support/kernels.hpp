@@ -1,6 +1,7 @@
 #pragma once
 // The kernels know nothing of policies: compiled once for all tests, in kernels.cpp, instead of in each.
 
+#include "attention_balancer/attention/backward.hpp"
 #include "attention_balancer/attention/forward.hpp"
 
 namespace attention_balancer::detail {
@@ -16,6 +17,13 @@ ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries<float>(const Ca
 ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries<double>(const Call<double>&, Index, Index, Index,
                                                                          Index, const Scratch<double>&,
                                                                          const EvidenceRows<double>&) noexcept;
+
+ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries_backward<float>(
+    const BackwardCall<float>&, Index, Index, Index, Index, bool, const BackwardScratch<float>&,
+    const BackwardSums<float>&) noexcept;
+ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries_backward<double>(
+    const BackwardCall<double>&, Index, Index, Index, Index, bool, const BackwardScratch<double>&,
+    const BackwardSums<double>&) noexcept;
 
 ATTENTION_BALANCER_TEST_INSTANTIATE template class Decoder<float, float>;
 ATTENTION_BALANCER_TEST_INSTANTIATE template class Decoder<double, double>;

@@ -1,6 +1,6 @@
 // What attention_backward is told, and which normalisers go together.
 // case 1: attention_balancer: attention_backward needs the derivative of each score modifier
-// case 2: attention_balancer: gradient() of a score modifier needs
+// case 2: attention_balancer: gradient.. of a score modifier needs
 // case 3: attention_balancer: attention_backward observes nothing
 // case 4: attention_balancer: gradients of the evidence belong to attention_backward
 // case 5: attention_balancer: gradients must have the scalar type of the tensors

@@ -33,13 +33,6 @@ inline constexpr bool learnable = true;
 template <class T, class P, class U>
 inline constexpr bool learnable<T, Gradient<P, U>> = kind_of<T, P> != PolicyKind::modifier || Learnable<P, T>;
 
-/// Whether a normaliser looks at all scores of a row: only then are these bent by themselves.
-template <class... P>
-inline constexpr bool has_sparse = ((std::is_same_v<P, normalize::Sparsemax> ||
-                                     std::is_same_v<P, normalize::Entmax15> ||
-                                     std::is_same_v<P, normalize::TopK>) ||
-                                    ...);
-
 /// Whether the policies can be used together in a backward call on tensors of T; says why not.
 template <class T, class... P>
 consteval bool backward_policies_fit() {

@@ -71,7 +71,7 @@ void attention(const TensorView<Q>& q, const KvView<Stored>& cache, const Tensor
   if constexpr (scalars) {
     constexpr bool fits = std::is_same_v<T, detail::arithmetic_of<Stored>>;
     static_assert(fits, "attention_balancer: a cache of doubles takes q and out of double, any other float");
-    if constexpr (fits && detail::policies_fit<T, P...>()) {
+    if constexpr (fits && detail::cached_policies_fit<T, P...>()) {
       const auto lq = detail::layout("q", q), lo = detail::layout("out", out);
       detail::Call<T> call{detail::check_cached(lq, cache, &lo), q, {}, {}, out};
       detail::run_cached<T>(call, cache, policies...);
@@ -89,7 +89,7 @@ void attention_evidence(const TensorView<Q>& q, const KvView<Stored>& cache, P&&
   using T = std::remove_const_t<Q>;
   constexpr bool fits = std::is_same_v<T, detail::arithmetic_of<Stored>>;
   static_assert(fits, "attention_balancer: a cache of doubles takes q of double, any other float");
-  if constexpr (fits && detail::policies_fit<T, P...>()) {
+  if constexpr (fits && detail::cached_policies_fit<T, P...>()) {
     constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> == 1;
     static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
     constexpr bool values = (!detail::needs_values<std::remove_cvref_t<P>> && ...);

@@ -133,6 +133,23 @@ consteval bool policies_fit() {
   return any_policies_fit<T, P...>() && forward;
 }
 
+/// Whether a normaliser looks at all scores of a row: only then are these bent by themselves.
+template <class... P>
+inline constexpr bool has_sparse = ((std::is_same_v<P, normalize::Sparsemax> ||
+                                     std::is_same_v<P, normalize::Entmax15> ||
+                                     std::is_same_v<P, normalize::TopK>) ||
+                                    ...);
+
+/// The same for a call on a cache.
+template <class T, class... P>
+consteval bool cached_policies_fit() {
+  constexpr bool softmax = !has_sparse<std::remove_cvref_t<P>...>;
+  static_assert(softmax,
+                "attention_balancer: normalize::Sparsemax, Entmax15 and TopK need keys and values in tensors, not in a "
+                "cache");
+  return policies_fit<T, P...>() && softmax;
+}
+
 /// The first policy of a kind; there must be one.
 template <PolicyKind Kind, class T, class First, class... Rest>
 auto& find_policy(First& first, Rest&... rest) noexcept {

@@ -10,6 +10,7 @@
 // case 9: attention_balancer: a call takes one gradient of the lse
 // case 10: attention_balancer: normalize::Sparsemax and Entmax15 have no denominator
 // case 11: attention_balancer: a call takes one normaliser, not two
+// case 12: attention_balancer: normalize::Sparsemax, Entmax15 and TopK need keys and values in tensors
 #include <vector>
 
 #include "attention_balancer/attention.hpp"
@@ -30,7 +31,8 @@ struct TwiceBack : Twice {
 };
 
 void f(ab::TensorView<const float> q, ab::TensorView<float> x, ab::TensorView<double> wide, ab::Evidence<float>& e,
-       ab::Evidence<double>& d, const std::vector<float>& logits, std::vector<float>& target, double& number) {
+       ab::Evidence<double>& d, const std::vector<float>& logits, std::vector<float>& target, double& number,
+       const ab::KvView<float>& cache) {
 #if CASE == 0
   ab::attention_backward(q, q, q, q, e, q, x, x, x);
   ab::attention_backward(q, q, q, q, x, q, x, x, x, TwiceBack{}, ab::evidence::LseGradient(logits),
@@ -58,6 +60,8 @@ void f(ab::TensorView<const float> q, ab::TensorView<float> x, ab::TensorView<do
   ab::attention(q, q, q, x, ab::normalize::Entmax15{}, ab::normalize::Sink(logits));
 #elif CASE == 11
   ab::attention(q, q, q, x, ab::normalize::Softmax{}, ab::normalize::TopK{3});
+#elif CASE == 12
+  ab::attention(q, cache, x, ab::normalize::TopK{3});
 #endif
-  (void)q, (void)x, (void)wide, (void)e, (void)d, (void)logits, (void)target, (void)number;
+  (void)q, (void)x, (void)wide, (void)e, (void)d, (void)logits, (void)target, (void)number, (void)cache;
 }

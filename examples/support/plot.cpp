@@ -127,8 +127,8 @@ std::string draw(const PlotPanel& panel, double y0, std::vector<std::string>& na
         if (band)
           svg += format("<path d=\"M%.1f %.1fV%.1f\" stroke=\"%s\" stroke-width=\"2\"/>\n", x.at(series.x[i]),
                         y.at(series.low[i]), y.at(series.high[i]), paint);
-        svg += format("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"6\" fill=\"%s\"/>\n", x.at(series.x[i]),
-                      y.at(series.y[i]), paint);
+        svg += format("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%d\" fill=\"%s\" fill-opacity=\"0.75\"/>\n",
+                      x.at(series.x[i]), y.at(series.y[i]), series.x.size() > 20 ? 4 : 6, paint);
       }
     } else {
       std::string upper, lower, line;

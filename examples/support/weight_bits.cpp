@@ -55,19 +55,38 @@ std::vector<Index> greedy(std::size_t n, Index total, Index most, const Gain& ga
   return bits;
 }
 
-/// The greedy rule on what the quantiser really loses: error[b][i] of row i with b bits.
+/// The largest convex curve that is nowhere above these values, at the same places.
+std::vector<double> convex_minorant(const std::vector<double>& values) {
+  std::vector<std::size_t> hull;
+  const auto slope = [&](std::size_t a, std::size_t b) {
+    return (values[b] - values[a]) / static_cast<double>(b - a);
+  };
+  for (std::size_t b = 0; b < values.size(); ++b) {
+    while (hull.size() > 1 && slope(hull[hull.size() - 2], hull.back()) >= slope(hull.back(), b)) hull.pop_back();
+    hull.push_back(b);
+  }
+  std::vector<double> curve(values);
+  for (std::size_t k = 1; k < hull.size(); ++k)
+    for (std::size_t b = hull[k - 1]; b < hull[k]; ++b)
+      curve[b] = values[hull[k - 1]] + slope(hull[k - 1], hull[k]) * static_cast<double>(b - hull[k - 1]);
+  return curve;
+}
+
+/// The greedy rule on what the quantiser really loses. That need not fall evenly: with its levels at the least and
+/// the greatest element, 1 bit can lose more than none, and who looks one bit ahead would never give the first. So
+/// the bits go by the convex curve below.
 std::vector<Index> allot_measured(const BitCase& layer, Index total, Index most, ab::execute::Levels levels) {
   const auto n = static_cast<std::size_t>(layer.weight.rows());
-  std::vector<std::vector<double>> error;
+  std::vector<std::vector<double>> error(n);  // [row][bits]
   for (Index b = 0; b <= most; ++b) {
     const auto q = ab::execute::bit_budget(view(layer.weight), std::vector<Index>(n, b), {.levels = levels});
-    std::vector<double> of_rows;
-    for (std::size_t i = 0; i < n; ++i) of_rows.push_back(layer.energy[i] * q.squared_error(static_cast<Index>(i)));
-    error.push_back(std::move(of_rows));
+    for (std::size_t i = 0; i < n; ++i)
+      error[i].push_back(layer.energy[i] * q.squared_error(static_cast<Index>(i)));
   }
+  for (auto& of_row : error) of_row = convex_minorant(of_row);
   return greedy(n, total, most, [&](std::size_t i, Index b) {
     const auto at = static_cast<std::size_t>(b);
-    return error[at][i] - error[at + 1][i];
+    return error[i][at] - error[i][at + 1];
   });
 }
 
@@ -81,11 +100,7 @@ std::vector<Index> allot_bits(const BitCase& layer, BitRule rule, double average
   switch (rule) {
     case BitRule::uniform: return ab::apportion::sainte_lague(std::vector<double>(n, 1.0), total, lower, upper);
     case BitRule::saliency: return ab::apportion::sainte_lague(layer.energy, total, lower, upper);
-    case BitRule::marginal: {
-      const auto s = layer.sensitivity();
-      return greedy(n, total, most,
-                    [&](std::size_t i, Index b) { return s[i] * std::ldexp(1.0, -2 * static_cast<int>(b)); });
-    }
+    case BitRule::marginal: return ab::apportion::bits(layer.sensitivity(), total, lower, upper);
     case BitRule::measured: return allot_measured(layer, total, most, levels);
   }
   return {};

@@ -28,7 +28,7 @@ struct BitCase {
 enum class BitRule {
   uniform,   ///< all the same
   saliency,  ///< in proportion to the energy alone: an allocation, where a marginal utility is asked for
-  marginal,  ///< one by one where a bit saves most, if each quarters the error
+  marginal,  ///< one by one where a bit saves most, if each quarters the error: apportion::bits
   measured,  ///< one by one where a bit saves most, by the errors that the quantiser really makes
 };
 

@@ -1,11 +1,14 @@
 // A merged token weighs as many as it stands for: with log(size) as a key bias attention over merged tokens is
 // attention over all of them, where what was merged was equal.
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
-#include "attention_balancer/attention_balancer.hpp"
-#include "attention_balancer/reference.hpp"
+#include "attention_balancer/attention.hpp"
+#include "attention_balancer/execute/merge_tokens.hpp"
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace ab = attention_balancer;

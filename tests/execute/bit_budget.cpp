@@ -112,11 +112,17 @@ TEMPLATE_TEST_CASE("bad bits and bad matrices", "", float, double) {
   CHECK_THROWS_WITH(q.restore(execute::rows(x.data(), 3, 2)),
                     "matrix to restore into is 3 x 2, but must be 2 x 3 as what was quantised");
   CHECK_THROWS_AS(q.restore(execute::rows(static_cast<T*>(nullptr), 2, 3)), ab::ShapeError);
-  const T most = std::numeric_limits<T>::max();
-  x = {-most, 0, most, 1, 1, 1};
-  CHECK_THROWS_WITH(execute::bit_budget(view, Bits{1, 1}), ContainsSubstring("range of row 0 is -"));
-  x[2] = -most / 2;  // as wide as a range can be
-  CHECK(execute::bit_budget(view, Bits{8, 1}).report().largest_error <= double(most) / 500);
+  const T most = std::numeric_limits<T>::max() / 4;
+  for (const auto levels : {Levels::asymmetric, Levels::symmetric, Levels::centred})
+    for (const Index bits : {0, 1, 2, 8, 16}) {
+      x = {-most, 0, most, most, most, T(0.99) * most};
+      CHECK(execute::bit_budget(view, Bits{bits, bits}, {.levels = levels}).report().largest_error <=
+            double(most) / std::max(1.0, std::ldexp(1.0, int(bits) - 2)));
+    }
+  x[2] = 2 * most;
+  CHECK_THROWS_WITH(execute::bit_budget(view, Bits{1, 1}), ContainsSubstring("element 2 of row 0 is "));
+  x[2] = 0;
   x[4] = std::numeric_limits<T>::quiet_NaN();
-  CHECK_THROWS_WITH(execute::bit_budget(view, Bits{1, 1}), "element 1 of row 1 is nan, but must be finite");
+  CHECK_THROWS_WITH(execute::bit_budget(view, Bits{1, 1}),
+                    ContainsSubstring("element 1 of row 1 is nan, but must be finite"));
 }

@@ -10,6 +10,9 @@
 #include "attention_balancer/executor/openmp.hpp"
 #include "attention_balancer/executor/sequential.hpp"
 #include "support/catch.hpp"
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+#include "attention_balancer/executor/tbb.hpp"
+#endif
 
 namespace ab = attention_balancer;
 namespace execute = ab::execute;
@@ -90,6 +93,9 @@ TEST_CASE("a pool runs every task once, with the same results on any executor") 
   CHECK(sequential.second.size() == 7);  // 60 tasks, 9 at a time
 #if defined(_OPENMP)
   CHECK(run_dry(ab::executor::OpenMp{4}) == sequential);
+#endif
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+  CHECK(run_dry(ab::executor::Tbb{4}) == sequential);
 #endif
   CHECK(run_dry(Threads{}) == sequential);
 }

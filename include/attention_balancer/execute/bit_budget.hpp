@@ -118,7 +118,6 @@ struct Grid {
 template <Scalar T>
 Grid<T> make_grid(std::span<const T> x, Index bits, execute::Levels levels) {
   const auto [least, most] = std::minmax_element(x.begin(), x.end());
-  // Halves: the range itself may be above the largest number.
   const double low = static_cast<double>(*least), half = static_cast<double>(*most) / 2 - low / 2;
   const double cells = std::ldexp(1.0, static_cast<int>(bits));
   Grid<T> grid;
@@ -169,11 +168,6 @@ class QuantizedMatrix {
         const Index begin = g * group_, end = std::min(columns_, begin + group_), b = bits_of(row, g);
         values.clear();
         for (Index c = begin; c < end; ++c) values.push_back(matrix(0, 0, row, c));
-        const auto [least, most] = std::minmax_element(values.begin(), values.end());
-        if (!std::isfinite(*most - *least))
-          detail::fail<InputError>("range of " + place(row, g),
-                                   detail::number(*least) + " to " + detail::number(*most),
-                                   "be finite as a difference");
         const auto grid = detail::make_grid(std::span<const T>(values), b, levels_);
         grids_.push_back(grid);
         double squared = 0;
@@ -273,11 +267,13 @@ class QuantizedMatrix {
                                     "be in [0, " + std::to_string(detail::most_bits) + "]");
         bits_.push_back(b);
       }
+    // A quarter of the largest number, so that no range, level or error leaves what T holds.
+    constexpr T largest = std::numeric_limits<T>::max() / 4;
     for (Index row = 0; row < rows_; ++row)
       for (Index c = 0; c < columns_; ++c)
-        if (const T x = matrix(0, 0, row, c); !std::isfinite(x))
+        if (const T x = matrix(0, 0, row, c); !(std::abs(x) <= largest))
           detail::fail<InputError>("element " + std::to_string(c) + " of row " + std::to_string(row),
-                                   detail::number(x), "be finite");
+                                   detail::number(x), "be finite, and no larger than " + detail::number(largest));
   }
 
   Index rows_ = 0, columns_ = 0, group_ = 1, groups_ = 0;
@@ -298,7 +294,8 @@ class QuantizedMatrix {
 ///     small.restore(execute::rows(w, n, d));       // back, with the error of small.report()
 ///
 /// The matrix is a view with batch = heads = 1. Throws ShapeError if a size does not fit, BudgetError naming the
-/// row and group if its bits are out of range, InputError naming the element if one is not finite.
+/// row and group if its bits are out of range, InputError naming the element if one is not finite, or above a
+/// quarter of the largest number.
 template <class = void>
 QuantizedMatrix<float> bit_budget(TensorView<const float> matrix, std::span<const Index> bits,
                                          const BitOptions& options = {}) {

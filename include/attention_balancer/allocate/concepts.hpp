@@ -9,6 +9,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -110,11 +111,15 @@ inline std::string item_of(std::string_view what, std::size_t item) {
 template <Scalar T>
 double largest_weight(std::span<const T> weights) {
   T largest = T(0);
-  for (std::size_t i = 0; i < weights.size(); ++i) {
+  bool good = true;  // looked at once in the end: that a compiler can do several at a time
+  for (const T w : weights) {
+    good &= (w >= T(0)) & (w <= std::numeric_limits<T>::max());
+    largest = w > largest ? w : largest;
+  }
+  for (std::size_t i = 0; !good && i < weights.size(); ++i) {
     const T w = weights[i];
     if (!(w >= T(0)) || !std::isfinite(w))
       fail<InputError>(item_of("weight", i), number(w), "be finite and not negative");
-    if (w > largest) largest = w;
   }
   return static_cast<double>(largest);
 }

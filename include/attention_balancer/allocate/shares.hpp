@@ -34,9 +34,10 @@ void proportional(std::span<const T> saliency, std::span<T> shares) {
     return;
   }
   const double scale = unit_scale(largest);
-  Sum sum;
-  for (const T w : saliency) sum.add(static_cast<double>(w) * scale);
-  const double total = sum.value();
+  Sum sums[4];  // in turn, because each addition waits for the one before
+  for (std::size_t i = 0; i < saliency.size(); ++i) sums[i % 4].add(static_cast<double>(saliency[i]) * scale);
+  for (std::size_t k = 1; k < 4; ++k) sums[0].add(sums[k].value());
+  const double total = sums[0].value();
   for (std::size_t i = 0; i < shares.size(); ++i)
     shares[i] = static_cast<T>(static_cast<double>(saliency[i]) * scale / total);
 }
@@ -136,8 +137,8 @@ void share_within(const Box<T>& box, double power, std::span<const T> saliency, 
       continue;
     }
     weighted_caps.add(high);
-    if (power == 1) {
-      weighted.push_back({w, low, high, low, 0});
+    if (power == 1 || power == 0.5) {
+      weighted.push_back({power == 1 ? w : std::sqrt(w), low, high, low, 0});
     } else {  // with an exponent of its own: a power leaves the range of double
       const double exponent = power * (std::log2(w) - log_largest), whole = std::floor(exponent);
       weighted.push_back({std::exp2(exponent - whole), low, high, low, static_cast<int>(std::max(whole, -1e9))});

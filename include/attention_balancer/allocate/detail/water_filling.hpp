@@ -125,11 +125,11 @@ class RatioModel {
     double sum = 0;
     for (const double w : weights_) sum += w;
     return narrowed(budget / sum, [&](double nu) {
-      double total = 0, slope = 0;
-      for (std::size_t i = 0; i < items_.size(); ++i) {
-        const double x = nu * weights_[i], clipped = std::min(std::max(x, items_[i].floor), items_[i].cap);
-        total += clipped;
-        slope += x == clipped ? weights_[i] : 0.0;
+      double total = 0, slope = 0;  // the level is clipped, not the product: that reads half the memory
+      for (std::size_t i = 0; i < weights_.size(); ++i) {
+        const double clipped = std::min(std::max(nu, levels_[2 * i]), levels_[2 * i + 1]);
+        total += clipped * weights_[i];
+        slope += nu == clipped ? weights_[i] : 0.0;
       }
       const double n = static_cast<double>(items_.size()) + 4;
       return FillEstimate{total - budget, slope, n * 0x1p-53 * (total + budget)};

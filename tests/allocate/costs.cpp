@@ -69,7 +69,8 @@ TEST_CASE("bits are optimal against brute force") {
   std::lognormal_distribution<double> sensitivity(0, 4);
   for (int round = 0; round < 300; ++round) {
     std::vector<double> s(std::uniform_int_distribution<std::size_t>(1, 5)(random));
-    for (double& x : s) x = round % 3 == 0 ? std::exp2(std::floor(std::log(sensitivity(random)))) : sensitivity(random);
+    for (double& x : s)
+      x = round % 3 == 0 ? std::exp2(std::floor(std::log(sensitivity(random)))) : sensitivity(random);
     const Index n = static_cast<Index>(s.size()), least = round % 2;
     const Index most = least + 1 + round % 4,
                 total = std::uniform_int_distribution<Index>(n * least, n * most)(random);

@@ -298,12 +298,12 @@ class QuantizedMatrix {
 /// quarter of the largest number.
 template <class = void>
 QuantizedMatrix<float> bit_budget(TensorView<const float> matrix, std::span<const Index> bits,
-                                         const BitOptions& options = {}) {
+                                  const BitOptions& options = {}) {
   return {matrix, bits, options};
 }
 template <class = void>
 QuantizedMatrix<double> bit_budget(TensorView<const double> matrix, std::span<const Index> bits,
-                                          const BitOptions& options = {}) {
+                                   const BitOptions& options = {}) {
   return {matrix, bits, options};
 }
 

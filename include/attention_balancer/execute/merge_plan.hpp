@@ -59,6 +59,7 @@ class MergePlan {
   /// group tokens count by their weight, non-negative and finite; equally if all are 0. `sizes`, positive and
   /// finite, say how many original tokens each stands for. Empty weights are the sizes, empty sizes ones. Throws
   /// InputError naming the token, ShapeError if the sizes differ.
+  template <class = void>
   explicit MergePlan(std::vector<Index> into, std::vector<double> weights = {}, std::vector<double> sizes = {})
       : kept_(make(into)), into_(std::move(into)), weights_(std::move(weights)) {
     const std::size_t n = into_.size();

@@ -34,6 +34,7 @@ class WorkPlan {
   };
 
   /// See work_budget.
+  template <class = void>
   WorkPlan(std::span<const Index> units, std::span<const Index> waiting, Idle idle) : takes_(units.size()) {
     detail::check_size("waiting", waiting.size(), "units", units.size());
     check(units, "units");
@@ -93,6 +94,7 @@ class WorkPlan {
   }
 
   /// No queue gets less than its own units while it has work; what is left over goes on.
+  template <class = void>
   void lend(std::span<const Index> units, std::span<const Index> waiting) {
     Index budget = 0, work = 0, taken = 0;
     for (std::size_t q = 0; q < units.size(); ++q) budget += units[q], work += waiting[q], taken += takes_[q];

@@ -147,7 +147,7 @@ class Runner:
 
     def measure(self, case):
         q, k, v = self.inputs(case)
-        least, rounds, patience = (0.004, 3, 0.5) if self.options.quick else (0.01, 7, 1.2)
+        least, rounds, patience = (0.004, 3, 0.5) if self.options.quick else (0.01, 7, 0.8)
         racing = self.contenders(case, q, k, v)
         times = {name: [] for name, *_ in racing}
         estimates = {name: seconds for name, _, _, seconds in racing}

@@ -483,3 +483,72 @@ TEST_CASE("composition: Knorm, KeyDiff, StreamingLLM, Quest, ExpectedAttention, 
     CHECK(of(composition::ats(evidence, x.v, s)) == Kept(drawn.begin(), drawn.end()));
   }
 }
+
+TEST_CASE("composition: EViT keeps what the CLS token looks at and fuses the rest", "[composition]") {
+  for (std::uint64_t seed = 0; seed < seeds; ++seed) {
+    const Layer x(seed);
+    ab::Evidence<double> evidence;
+    ab::attention_evidence(x.q, x.k, ab::observe(evidence, ab::QueryWeights::only(0)));
+    const auto scores = saliency::mass(evidence);
+    const auto plan = composition::evit(scores, 0.3, {n, 0, Hkv, 0});
+    const Kept kept = best(scores, 1 + 15, {0});  // ceil(0.3 * 47)
+    CHECK(plan.size() == 17);
+    std::vector<double> tokens(at(n));
+    for (Index j = 0; j < n; ++j) tokens[at(j)] = x.k(0, 0, j, 0);
+    double weight = 0, fused = 0, total = 0;
+    for (Index j = 0; j < n; ++j) {
+      total += scores[at(j)];
+      if (std::find(kept.begin(), kept.end(), j) != kept.end()) continue;
+      weight += scores[at(j)];
+      fused += scores[at(j)] * tokens[at(j)];
+    }
+    CHECK(total == Approx(1));
+    const std::vector<double> before = tokens;
+    plan.apply(tokens);
+    std::size_t found = 0;
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      const Index place = plan.kept()[i];
+      if (std::find(kept.begin(), kept.end(), place) != kept.end()) {
+        CHECK(tokens[i] == before[at(place)]);
+        ++found;
+      } else {
+        CHECK(tokens[i] == Approx(fused / weight));
+      }
+    }
+    CHECK(found == 16);
+  }
+}
+
+TEST_CASE("composition: ToMe merges the pairs that are most alike, and a merged key counts as many",
+          "[composition]") {
+  for (std::uint64_t seed = 0; seed < seeds; ++seed) {
+    const Layer x(seed);
+    const Index r = 7;
+    auto plan = composition::tome(x.k, r, {n, 0, Hkv, 0});
+    CHECK(plan.size() == n - r);
+    // Mean over the heads; even places look for odd ones; the CLS token is left alone.
+    auto key = [&](Index j, Index c) { return (x.k(0, 0, j, c) + x.k(0, 1, j, c)) / 2; };
+    auto cosine = [&](Index a, Index b) {
+      double dot = 0, aa = 0, bb = 0;
+      for (Index c = 0; c < D; ++c)
+        dot += key(a, c) * key(b, c), aa += key(a, c) * key(a, c), bb += key(b, c) * key(b, c);
+      return dot / std::sqrt(aa * bb);
+    };
+    std::vector<std::pair<double, Index>> edges;
+    for (Index a = 2; a < n; a += 2) {
+      double most = -2;
+      for (Index b = 1; b < n; b += 2) most = std::max(most, cosine(a, b));
+      edges.emplace_back(-most, a);
+    }
+    std::sort(edges.begin(), edges.end());
+    Kept left;
+    for (Index j = 0; j < n; ++j)
+      if (std::none_of(edges.begin(), edges.begin() + r, [&](const auto& edge) { return edge.second == j; }))
+        left.push_back(j);
+    CHECK(Kept(plan.kept().begin(), plan.kept().end()) == left);
+    const auto bias = plan.log_sizes<double>();
+    double tokens = 0;
+    for (const double b : bias) tokens += std::exp(b);
+    CHECK(tokens == Approx(double(n)));
+  }
+}

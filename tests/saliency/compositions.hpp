@@ -101,6 +101,14 @@ template <class T> Selections quest(TensorView<const T> q, TensorView<const T> k
 template <class T> Selection ats(const Evidence<T>& evidence, TensorView<const T> v, Setting s) {
   return allocate::inverse_cdf(saliency::value_weighted(evidence, v, saliency::Norm::l2), s.B, {.pins = sinks_and_recent(s.n, 1, 0)});
 }
+// EViT, scores = saliency::mass(evidence), only(0): CLS and ceil(r (n - 1)) tokens stay, the rest becomes one
+template <class T> ab::execute::MergePlan evit(const std::vector<T>& scores, double r, Setting s) {
+  return ab::execute::fuse(ab::execute::token_budget(scores, 1 + std::lround(std::ceil(r * static_cast<double>(s.n - 1))), sinks_and_recent(s.n, 1, 0)), scores);
+}
+// ToMe: r tokens merged into others; score::KeyBias(plan.log_sizes<T>()) tells the next attention
+template <class T> ab::execute::MergePlan tome(TensorView<const T> k, Index r, Setting s) {
+  return ab::execute::merge(k, r, {.pins = sinks_and_recent(s.n, 1, 0)});
+}
 // FastV, last(1): of the image tokens keep round(N (1 - R)); the text is pinned
 template <class T> Selection fast_v(const Evidence<T>& evidence, const std::vector<Index>& text, double R) {
   return allocate::top_k(saliency::mass(evidence), std::lround(static_cast<double>(evidence.keys() - std::ssize(text)) * (1 - R)) + std::ssize(text), {.pins = text});

@@ -2,6 +2,7 @@
 // Attention to keys and values in a cache: contiguous or paged, in any storage, each sequence with a length of its
 // own.
 
+#include "attention_balancer/attention/detail/prefill.hpp"
 #include "attention_balancer/attention/forward.hpp"
 #include "attention_balancer/cache/kv_cache.hpp"
 #include "attention_balancer/cache/paged.hpp"
@@ -40,7 +41,10 @@ void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
   run_with_policies(
       call,
       [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
-        Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
+        if (call.problem.queries <= decode_queries)
+          Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
+        else
+          run_prefill(call, x, evidence, workspace, executor, concurrency);
       },
       policies...);
 }

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "attention_balancer/attention/detail/split.hpp"
 #include "attention_balancer/core/workspace.hpp"
@@ -53,21 +54,22 @@ class Decoder {
       EvidenceAccess::reshape(*evidence_, p.batch, p.heads, p.queries, p.keys, with_mass_, call_.statistic,
                               !call_.policies.has_masks, true);
     for (Index g = 0; g < groups_; ++g) new (left_ + g) std::atomic<Index>(splits_of(g).count);
-    share(executor, groups_ * splits_, [this](Index item, const DecodeScratch<T, Stored>& scratch) {
-      const Index group = item / splits_, split = item % splits_;
-      if (split >= splits_of(group).count) return;
-      attend(group, split, scratch);
-      if (left_[group].fetch_sub(1, std::memory_order_acq_rel) == 1 && merge_at_once_) {
-        merge(group, scratch);
-        if (with_mass_)
-          for (Index s = 0; s < splits_of(group).count; ++s) add_mass(group, s, scratch);
-      }
-    });
+    share(executor, groups_ * splits_,
+          [this](Index item, const DecodeScratch<T, Stored>& scratch, Index following) {
+            const Index group = item / splits_, split = item % splits_;
+            if (split >= splits_of(group).count) return;
+            attend(group, split, scratch, following);
+            if (left_[group].fetch_sub(1, std::memory_order_acq_rel) == 1 && merge_at_once_) {
+              merge(group, scratch);
+              if (with_mass_)
+                for (Index s = 0; s < splits_of(group).count; ++s) add_mass(group, s, scratch);
+            }
+          });
     if (!merge_at_once_) {
       share(executor, groups_,
-            [this](Index group, const DecodeScratch<T, Stored>& scratch) { merge(group, scratch); });
+            [this](Index group, const DecodeScratch<T, Stored>& scratch, Index) { merge(group, scratch); });
       if (with_mass_)
-        share(executor, groups_ * splits_, [this](Index item, const DecodeScratch<T, Stored>& scratch) {
+        share(executor, groups_ * splits_, [this](Index item, const DecodeScratch<T, Stored>& scratch, Index) {
           if (item % splits_ < splits_of(item / splits_).count) add_mass(item / splits_, item % splits_, scratch);
         });
     }
@@ -100,10 +102,12 @@ class Decoder {
     return used;
   }
 
-  /// f(item, scratch) for all items, taken in order by whichever slot is free.
+  /// f(item, scratch, the item that the slot is likely to take next) for all items, taken in order, a few
+  /// neighbours at a time, by whichever slot is free: what follows in memory is then often for the same slot.
   template <class Run, class F>
   void share(const Run& executor, Index items, F f) {
     std::atomic<Index> next{0};
+    const Index some = slots_ == 1 ? items : std::max(Index(1), items / (8 * slots_));
     executor.for_each(std::min(slots_, items), [&](Index slot) {
       Index used = 0;
       std::byte* const memory = slot_memory_ + slot * slot_bytes_;
@@ -113,7 +117,11 @@ class Decoder {
                       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
                       used += (rows * columns * static_cast<Index>(sizeof(*pointer)) + 63) / 64 * 64;
                     });
-      for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
+      for (Index first; (first = next.fetch_add(some, std::memory_order_relaxed)) < items;) {
+        const Index end = std::min(first + some, items);
+        for (Index item = first; item < end; ++item)
+          f(item, scratch, item + 1 < end ? item + 1 : next.load(std::memory_order_relaxed));
+      }
     });
   }
 
@@ -151,14 +159,25 @@ class Decoder {
   }
   Index kept_stride() const noexcept { return kept_stride_ > 0 ? kept_stride_ : call_.problem.keys; }
 
-  ATTENTION_BALANCER_NOINLINE void attend(Index group, Index split,
-                                          const DecodeScratch<T, Stored>& scratch) noexcept {
+  /// The keys of a split; none for what is no split.
+  std::pair<Index, Index> keys_of(Index group, Index split) const noexcept {
+    const Index keys = x_.length(group / call_.problem.kv_heads), length = Splits(keys).length;
+    return {std::min(split * length, keys), std::min((split + 1) * length, keys)};
+  }
+
+  ATTENTION_BALANCER_NOINLINE void attend(Index group, Index split, const DecodeScratch<T, Stored>& scratch,
+                                          Index following) noexcept {
     const Problem p = problem_of(group);
-    const Splits splits(p.keys);
-    const Index begin = split * splits.length, end = std::min(begin + splits.length, p.keys);
+    const auto keys = keys_of(group, split);
+    const Index begin = keys.first, end = keys.second;
+    typename SplitWork<T, Stored>::Following next{};
+    if (const Index g = following / splits_; g < groups_) {
+      const auto [first, last] = keys_of(g, following % splits_);
+      next = {g / p.kv_heads, g % p.kv_heads, first, last};
+    }
     SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, split),
                          kept(group), kept_stride())
-        .run(begin, end);
+        .run(begin, end, next);
   }
 
   ATTENTION_BALANCER_NOINLINE void merge(Index group, const DecodeScratch<T, Stored>& scratch) noexcept {
@@ -193,7 +212,8 @@ class Decoder {
                                             const DecodeScratch<T, Stored>& scratch) noexcept {
     const Problem p = problem_of(group);
     const Splits splits(p.keys);
-    const Index begin = split * splits.length, end = std::min(begin + splits.length, p.keys);
+    const auto keys = keys_of(group, split);
+    const Index begin = keys.first, end = keys.second;
     for (Index g = 0; g < p.heads / p.kv_heads; ++g) {
       const Row first = row(group, g * p.queries);
       T* const mass = EvidenceAccess::mass(*evidence_, first.in_evidence);

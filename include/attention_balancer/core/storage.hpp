@@ -53,9 +53,13 @@ struct bf16 {
   std::uint16_t bits = 0;
 
   constexpr bf16() = default;
-  constexpr explicit bf16(float x) noexcept : bits(detail::to_bf16_bits(x)) {}
-  constexpr explicit operator float() const noexcept { return detail::from_bf16_bits(bits); }
-  constexpr explicit operator double() const noexcept { return static_cast<double>(detail::from_bf16_bits(bits)); }
+  ATTENTION_BALANCER_INLINE constexpr explicit bf16(float x) noexcept : bits(detail::to_bf16_bits(x)) {}
+  ATTENTION_BALANCER_INLINE constexpr explicit operator float() const noexcept {
+    return detail::from_bf16_bits(bits);
+  }
+  ATTENTION_BALANCER_INLINE constexpr explicit operator double() const noexcept {
+    return static_cast<double>(detail::from_bf16_bits(bits));
+  }
 };
 
 /// IEEE 754 binary16: 5 bits of exponent, 11 of precision. Rounds to nearest, ties to even: relative error 2^-11
@@ -64,9 +68,13 @@ struct f16 {
   std::uint16_t bits = 0;
 
   constexpr f16() = default;
-  constexpr explicit f16(float x) noexcept : bits(detail::to_f16_bits(x)) {}
-  constexpr explicit operator float() const noexcept { return detail::from_f16_bits(bits); }
-  constexpr explicit operator double() const noexcept { return static_cast<double>(detail::from_f16_bits(bits)); }
+  ATTENTION_BALANCER_INLINE constexpr explicit f16(float x) noexcept : bits(detail::to_f16_bits(x)) {}
+  ATTENTION_BALANCER_INLINE constexpr explicit operator float() const noexcept {
+    return detail::from_f16_bits(bits);
+  }
+  ATTENTION_BALANCER_INLINE constexpr explicit operator double() const noexcept {
+    return static_cast<double>(detail::from_f16_bits(bits));
+  }
 };
 
 namespace detail {

@@ -19,6 +19,15 @@ ATTENTION_BALANCER_INLINE void prefetch(const void* address) noexcept {
 #endif
 }
 
+/// The same for a cache line that will be written.
+ATTENTION_BALANCER_INLINE void prefetch_to_write(void* address) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 1, 2);
+#else
+  (void)address;
+#endif
+}
+
 ATTENTION_BALANCER_BEGIN_ISA
 
 /// x, but g++ does not know where from: it would load it again as the operand of each instruction that uses it.

@@ -101,7 +101,13 @@ class SplitWork {
         kept_(kept),
         kept_stride_(kept_stride) {}
 
-  void run(Index begin, Index end) noexcept {
+  /// `following`: the keys that will be walked next; a guess, nothing depends on it.
+  struct Following {
+    Index batch, kv_head, begin, end;
+  };
+
+  void run(Index begin, Index end, const Following& following) noexcept {
+    following_ = following;
     load_queries();
     attend(begin, end, false);
     // A value that is infinite or not a number may have met the weight 0 of a row that does not see it. That shows
@@ -112,7 +118,7 @@ class SplitWork {
 
   /// |v_j - o|^2 for the keys [begin, end) of a block into the spare strip; output [Dv], zeros behind.
   void distances(Index begin, Index end, const T* output) noexcept {
-    locate(x_.values, begin, end, s_.values, s_.packed_values);
+    locate(x_.values, batch_, kv_head_, begin, end, s_.values, s_.packed_values);
     const bool scaled = x_.value_scales.data != nullptr;
     if (scaled) load_scales(x_.value_scales, begin, end, s_.value_scales);
     distance_row<T, Stored>(output, s_.values, scaled ? s_.value_scales : nullptr, end - begin, p_.value_dim,
@@ -136,10 +142,10 @@ class SplitWork {
   }
 
   /// Addresses of the rows [begin, end) of keys or values, the last one repeated table_slack times.
-  void locate(const TensorView<const Stored>& view, Index begin, Index end, const Stored** table,
-              Stored* packed) const noexcept {
+  void locate(const TensorView<const Stored>& view, Index batch, Index kv_head, Index begin, Index end,
+              const Stored** table, Stored* packed) const noexcept {
     const Index dim = view.dim;
-    for_runs(x_, view, batch_, kv_head_, begin, end, [&](const Stored* row, Index first, Index count) {
+    for_runs(x_, view, batch, kv_head, begin, end, [&](const Stored* row, Index first, Index count) {
       Index stride = view.length_stride;
       if constexpr (std::is_same_v<Stored, T>)
         if (view.dim_stride != 1 && dim > 1) {
@@ -182,6 +188,7 @@ class SplitWork {
     std::fill_n(output_, sizes_.rows * sizes_.value_dim, T(0));
     std::fill_n(states_, sizes_.rows, RowSoftmax<T>{});
     const bool pack_keys = x_.keys.dim_stride != 1 && x_.keys.dim > 1;
+    const bool follows = following_.begin < following_.end;
     Index located = -1, half = 0;  // the block whose keys are located, and in which of the two tables
     for (Index from = begin; from < end; from += block_keys) {
       const Index to = std::min(from + block_keys, end), count = to - from;
@@ -190,23 +197,36 @@ class SplitWork {
           for (Index r = 0; r < sizes_.rows; ++r) std::fill_n(kept_ + r * kept_stride_ + from, count, -infinity<T>);
         continue;
       }
-      if (located != from) locate(x_.keys, from, to, s_.keys[half], s_.packed_keys);
+      if (located != from) locate(x_.keys, batch_, kv_head_, from, to, s_.keys[half], s_.packed_keys);
       const Stored* const* keys = s_.keys[half];
       const Stored *const *values = keys, *const *next = s_.values;
       if (p_.value_dim > 0) {
-        locate(x_.values, from, to, s_.values, s_.packed_values);
+        locate(x_.values, batch_, kv_head_, from, to, s_.values, s_.packed_values);
         values = s_.values;
         if (x_.value_scales.data != nullptr) load_scales(x_.value_scales, from, to, s_.value_scales);
-        if (to < end && !pack_keys) {
+        if (!pack_keys && (to < end || follows)) {
           half = 1 - half;
-          located = to;
-          const Index last = std::min(to + block_keys, end);
-          locate(x_.keys, to, last, s_.keys[half], nullptr);
+          Index count_next;
+          if (to < end) {
+            located = to;
+            count_next = std::min(block_keys, end - to);
+            locate(x_.keys, batch_, kv_head_, to, to + count_next, s_.keys[half], nullptr);
+          } else {
+            count_next = std::min(block_keys, following_.end - following_.begin);
+            locate(x_.keys, following_.batch, following_.kv_head, following_.begin, following_.begin + count_next,
+                   s_.keys[half], nullptr);
+          }
           // A shorter block, the last one, is asked for again and again at its last keys: they are there by then.
-          for (Index j = last - to + table_slack; j < DecodeSizes<T>::strip; ++j)
-            s_.keys[half][j] = s_.keys[half][last - to];
+          for (Index j = count_next + table_slack; j < DecodeSizes<T>::strip; ++j)
+            s_.keys[half][j] = s_.keys[half][count_next];
           next = s_.keys[half];
         }
+      }
+      if (kept_ != nullptr && to < end) {
+        constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+        for (Index r = 0; r < sizes_.rows; ++r)
+          for (Index j = to; j < std::min(to + block_keys, end); j += line)
+            simd::prefetch_to_write(kept_ + r * kept_stride_ + j);
       }
       score(keys, from, to, values);
       if (guard) std::copy_n(s_.strip, sizes_.rows * DecodeSizes<T>::strip, s_.spare);
@@ -291,6 +311,7 @@ class SplitWork {
   RowSoftmax<T>* const states_;
   T* const kept_;
   const Index kept_stride_;
+  Following following_{};
 };
 
 ATTENTION_BALANCER_END_ISA

@@ -1,0 +1,160 @@
+// How fast is decoding against plain reads of the same memory, for every storage of the cache, and what does the
+// mass add?
+//
+// One query, grouped heads. `GB/s` counts each stored key and value once; `of_reads` is the share of the bandwidth
+// of plain loads over the same bytes by as many threads, in turn with it. `x_float` is the speed in tokens relative
+// to a cache of floats of the same shape (in turn), `x_mass` the time with the mass relative to that without.
+// `limit` is the model: "reads", or "fma" where 4 G D multiply-adds per key take longer than its bytes, and
+// `of_limit` the share of it.
+#include <benchmark/benchmark.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <type_traits>
+
+#include "support/bandwidth.hpp"
+#include "support/paired.hpp"
+
+namespace {
+
+namespace ab = attention_balancer;
+using ab::Index;
+
+struct Shape {
+  Index heads, kv_heads, keys, dim;
+};
+
+/// A cache full of numbers that repeat every 1021 tokens: as good as random ones, and quickly made.
+template <class Stored>
+ab::KvCache<Stored> filled(const Shape& s) {
+  ab::KvCache<Stored> cache(1, s.kv_heads, s.keys, s.dim);
+  const Index some = std::min(s.keys, Index(1021));
+  const auto numbers = bench::normal_numbers<float>(some * s.kv_heads * s.dim, 5);
+  const auto values = bench::normal_numbers<float>(some * s.kv_heads * s.dim, 6);
+  for (Index j = 0; j < s.keys; j += some) {
+    auto rows = [&](const std::vector<float>& x) {
+      return bench::rows(ab::bhsd(x.data(), 1, s.kv_heads, some, s.dim), 0, std::min(some, s.keys - j));
+    };
+    cache.append(rows(numbers), rows(values));
+  }
+  return cache;
+}
+
+/// Throws unless the output of the first head is that of the formula, on what the cache holds.
+template <class Stored>
+void check(const ab::KvView<Stored>& x, const std::vector<float>& q, const std::vector<float>& out,
+           const Shape& s) {
+  const auto stored = [](const ab::TensorView<const Stored>& rows, const ab::TensorView<const float>& scales,
+                         Index j, Index c) {
+    return static_cast<double>(rows(0, 0, j, c)) * (scales.data ? static_cast<double>(scales(0, 0, j, 0)) : 1.0);
+  };
+  std::vector<double> scores(static_cast<std::size_t>(s.keys)), expected(static_cast<std::size_t>(s.dim));
+  double top = -HUGE_VAL, sum = 0;
+  for (Index j = 0; j < s.keys; ++j) {
+    double dot = 0;
+    for (Index c = 0; c < s.dim; ++c)
+      dot += static_cast<double>(q[static_cast<std::size_t>(c)]) * stored(x.keys, x.key_scales, j, c);
+    scores[static_cast<std::size_t>(j)] = dot / std::sqrt(static_cast<double>(s.dim));
+    top = std::max(top, scores[static_cast<std::size_t>(j)]);
+  }
+  for (Index j = 0; j < s.keys; ++j) {
+    const double p = std::exp(scores[static_cast<std::size_t>(j)] - top);
+    sum += p;
+    for (Index c = 0; c < s.dim; ++c)
+      expected[static_cast<std::size_t>(c)] += p * stored(x.values, x.value_scales, j, c);
+  }
+  for (std::size_t c = 0; c < expected.size(); ++c)
+    if (!(std::abs(expected[c] / sum - static_cast<double>(out[c])) < 1e-5))
+      throw std::runtime_error("the output differs from the formula");
+}
+
+template <class Stored>
+void decode(benchmark::State& state) {
+  const Shape s{state.range(0), state.range(1), state.range(2), state.range(3)};
+  const int threads = static_cast<int>(state.range(4));
+  const auto cache = filled<Stored>(s);
+  const auto x = cache.view();
+  const auto q = bench::normal_numbers<float>(s.heads * s.dim, 7);
+  std::vector<float> out(q.size());
+  const auto vq = ab::bhsd(q.data(), 1, s.heads, 1, s.dim);
+  const auto vout = ab::bhsd(out.data(), 1, s.heads, 1, s.dim);
+  ab::Workspace workspace, other;
+  ab::Evidence<float> evidence;
+#if defined(_OPENMP)
+  const ab::executor::OpenMp team{threads};
+#else
+  const ab::executor::Sequential team;
+#endif
+  auto plain = [&](const auto& from, ab::Workspace& scratch) {
+    if (threads == 1)
+      ab::attention(vq, from, vout, scratch);
+    else
+      ab::attention(vq, from, vout, scratch, team);
+  };
+  auto observed = [&] {
+    if (threads == 1)
+      ab::attention(vq, x, vout, workspace, ab::observe(evidence));
+    else
+      ab::attention(vq, x, vout, workspace, ab::observe(evidence), team);
+  };
+  const std::size_t bytes = static_cast<std::size_t>(s.kv_heads * s.keys * s.dim) * sizeof(Stored);
+  auto reads = [&] {
+    bench::read_through(x.keys.data, bytes, threads);
+    bench::read_through(x.values.data, bytes, threads);
+  };
+  try {
+    plain(x, workspace);
+    check(x, q, out, s);
+    observed();
+    check(x, q, out, s);
+    double total = 0;
+    for (const float mass : evidence.mass(0, 0)) total += static_cast<double>(mass);
+    if (!(std::abs(total - 1) < 1e-4)) throw std::runtime_error("the masses add up to " + std::to_string(total));
+  } catch (const std::exception& error) {
+    return state.SkipWithError(error.what());
+  }
+
+  constexpr bool compared = !std::is_same_v<Stored, float>;
+  const auto floats = compared ? filled<float>(s) : ab::KvCache<float>(1, 1, 1, 1);
+  std::vector<double> of_reads, of_plain, of_observed, of_floats;
+  for (auto _ : state) {
+    of_reads.push_back(bench::seconds(reads));
+    of_plain.push_back(bench::seconds([&] { plain(x, workspace); }));
+    of_observed.push_back(bench::seconds(observed));
+    if (compared) of_floats.push_back(bench::seconds([&] { plain(floats.view(), other); }));
+    state.SetIterationTime(of_plain.back());
+  }
+  const double time = bench::median(of_plain), read = bench::median(of_reads);
+  const double flops = 4.0 * static_cast<double>(s.heads * s.keys * s.dim),
+               fma = flops / (threads * bench::fma_peak<float>());
+  state.counters["GB/s"] = 2.0 * static_cast<double>(bytes) / time / 1e9;
+  state.counters["of_reads"] = read / time;
+  state.counters["of_limit"] = std::max(read, fma) / time;
+  state.counters["x_mass"] = bench::median(of_observed) / time;
+  if (compared) state.counters["x_float"] = bench::median(of_floats) / time;
+  state.SetLabel(fma > read ? "limit: fma" : "limit: reads");
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"Hq", "Hkv", "N", "D", "threads"})->UseManualTime()->Unit(benchmark::kMillisecond);
+#if defined(_OPENMP)
+  const int all = omp_get_num_procs();
+#else
+  const int all = 1;
+#endif
+  for (const int threads : {1, all}) {
+    for (const int keys : {512, 1024, 8192, 32768, 131072}) b->Args({32, 8, keys, 128, threads});
+    for (const int keys : {8192, 131072}) b->Args({9, 3, keys, 64, threads});
+    b->Args({8, 8, 8192, 128, threads});
+    if (all == 1) break;
+  }
+}
+
+BENCHMARK(decode<float>)->Name("decode<float>")->Apply(shapes);
+BENCHMARK(decode<ab::bf16>)->Name("decode<bf16>")->Apply(shapes);
+BENCHMARK(decode<ab::f16>)->Name("decode<f16>")->Apply(shapes);
+BENCHMARK(decode<std::int8_t>)->Name("decode<int8>")->Apply(shapes);
+
+}  // namespace
+
+BENCHMARK_MAIN();

@@ -76,6 +76,8 @@ int main(int argc, char** argv) {
   add("Nq=Nk=31", {8, 31, 31, 32, 32}, small);
   add("Nq=Nk=33", {8, 33, 33, 32, 32}, small);
   add("Nq=Nk=17", {8, 17, 17, 32, 32}, {8, 16, 16, 32, 32});
+  add("Nq=Nk=320", {8, 320, 320, 64, 64}, base);
+  add("N=257, D=33", {8, 257, 257, 33, 33}, {8, 256, 256, 32, 32});
   add("Nk=129", {8, 256, 129, 64, 64}, {8, 256, 128, 64, 64});
   add("Nk=7", {8, 256, 7, 64, 64}, {8, 256, 8, 64, 64});
   add("D=63", {8, 256, 256, 63, 63}, base);
@@ -85,6 +87,7 @@ int main(int argc, char** argv) {
   add("Dv=47", {8, 256, 256, 64, 47}, {8, 256, 256, 64, 48});
   add("heads inside", {8, 256, 256, 64, 64, Layout::heads_inside}, base);
   add("features strided", {8, 256, 256, 64, 64, Layout::columns}, base);
+  add("features strided, D=32", {8, 256, 256, 32, 32, Layout::columns}, {8, 256, 256, 32, 32});
   add("features strided, N=1023, D=65", {8, 1023, 1023, 65, 65, Layout::columns}, {8, 1024, 1024, 64, 64});
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;

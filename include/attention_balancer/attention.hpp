@@ -7,6 +7,7 @@
 #include "attention_balancer/attention/forward.hpp"
 #include "attention_balancer/attention/gradients.hpp"
 #include "attention_balancer/attention/merge.hpp"
+#include "attention_balancer/attention/packed.hpp"
 #include "attention_balancer/cache/kv_cache.hpp"
 #include "attention_balancer/cache/paged.hpp"
 #include "attention_balancer/core/workspace.hpp"

@@ -137,9 +137,11 @@ inline Row normalize(const Eigen::VectorXd& scores, double sink, const Normaliza
   return softmax(scores, sink);
 }
 
-/// Calls visit(batch, head, kv_head, query, seen, row) for every query; seen [Nk] is what the masks leave.
+/// Calls visit(batch, head, kv_head, query, seen, row) for every query; seen [Nk] is what the masks leave. Policies are
+/// told that batch item 0 is first_batch.
 template <class Q, class K, class Visit, class... P>
-void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorView<K>& k, Visit visit, P&... policies) {
+void for_each_row(const Problem& problem, Index first_batch, const TensorView<Q>& q, const TensorView<K>& k, Visit visit,
+                  P&... policies) {
   const auto set = collect_policies<double>(policies...);
   const double scale = scale_of<double>(problem, policies...);
   auto sink = [&](Index head) {
@@ -158,7 +160,7 @@ void for_each_row(const Problem& problem, const TensorView<Q>& q, const TensorVi
           double dot = 0;
           for (Index c = 0; c < problem.dim; ++c)
             dot += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, kv, j, c));
-          const auto site = Site<double>::along_queries(b, h, problem, i, j);
+          const auto site = Site<double>::along_queries(first_batch + b, h, problem, i, j);
           scores[j] = set.bend_score(scale * dot, site);
           seen[j] = true;
           if constexpr (set.has_masks) seen[j] = set.visible(site);
@@ -282,20 +284,12 @@ void set_to_zero(const X& view) {
         for (Index c = 0; c < view.dim; ++c) view(b, h, i, c) = 0;
 }
 
-}  // namespace detail
-
-/// As attention_balancer::attention, in double whatever the scalars of the views are; it writes Evidence<double>.
-template <class Q, class K, class V, class O, class... P>
-void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v, const TensorView<O>& out,
-               P&&... policies) {
-  const auto lq = detail::layout("q", q), lk = detail::layout("k", k), lv = detail::layout("v", v),
-             lo = detail::layout("out", out);
-  Problem problem = detail::check_queries_and_keys(lq, lk);
-  detail::check_values_and_output(problem, lq, lk, lv, lo);
-  (detail::validate_policy(policies, problem), ...);
-  auto observer = detail::observer(problem, policies...);
+/// One call, or one packed sequence of it: values may have no data, and then nor has the output.
+template <class Q, class K, class V, class O, class Observer, class... P>
+void attend(const Problem& problem, Index first_batch, const TensorView<Q>& q, const TensorView<K>& k,
+            const TensorView<V>& v, const TensorView<O>& out, Observer observer, P&... policies) {
   Eigen::VectorXd output(problem.value_dim);
-  auto visit = [&](Index b, Index h, Index kv, Index i, const auto& seen, const detail::Row& row) {
+  auto visit = [&](Index b, Index h, Index kv, Index i, const auto& seen, const Row& row) {
     for (Index c = 0; c < problem.value_dim; ++c) {
       double sum = 0;
       for (Index j = 0; j < problem.keys; ++j)
@@ -312,19 +306,66 @@ void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<
       return square;
     });
   };
-  detail::for_each_row(problem, q, k, visit, policies...);
+  for_each_row(problem, first_batch, q, k, visit, policies...);
+}
+
+/// The tokens [begin, begin + length) of a view.
+template <class T>
+TensorView<T> tokens(TensorView<T> x, Index begin, Index length) {
+  if (x.data != nullptr) x.data += begin * x.length_stride;
+  x.length = length;
+  return x;
+}
+
+template <class Q, class K, class V, class O, class... P>
+void attend_all(const Problem& problem, const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v,
+                const TensorView<O>& out, P&... policies) {
+  if constexpr (count_of<PolicyKind::sequences, double, P...> > 0) {
+    const PackedSequences& sequences = find_policy<PolicyKind::sequences, double>(policies...);
+    const Problem largest = packed_problem(problem, sequences);
+    (validate_policy(policies, largest), ...);
+    for (Index s = 0; s < sequences.sequences(); ++s) {
+      Problem one = problem;
+      one.queries = sequences.queries(s), one.keys = sequences.keys(s);
+      const auto q_one = tokens(q, sequences.query_begin(s), one.queries);
+      const auto k_one = tokens(k, sequences.key_begin(s), one.keys);
+      const auto v_one = tokens(v, sequences.key_begin(s), one.keys);
+      const auto out_one = tokens(out, sequences.query_begin(s), one.queries);
+      if constexpr (count_of<PolicyKind::packed_observation, double, P...> > 0) {
+        const auto& each = find_policy<PolicyKind::packed_observation, double>(policies...);
+        require_equal("observe number of evidences", static_cast<Index>(each.targets.size()), "the packed sequences",
+                      sequences.sequences());
+        const Observation<double, std::remove_cvref_t<decltype(each)>::statistic> own{
+            &each.targets[static_cast<std::size_t>(s)], each.weights};
+        attend(one, s, q_one, k_one, v_one, out_one, Observer(own, one, is_sparse(normalization_of<double>(policies...))), policies...);
+      } else {
+        attend(one, s, q_one, k_one, v_one, out_one, NoObserver{}, policies...);
+      }
+    }
+  } else {
+    (validate_policy(policies, problem), ...);
+    attend(problem, 0, q, k, v, out, observer(problem, policies...), policies...);
+  }
+}
+
+}  // namespace detail
+
+/// As attention_balancer::attention, in double whatever the scalars of the views are; it writes Evidence<double>.
+template <class Q, class K, class V, class O, class... P>
+void attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v, const TensorView<O>& out,
+               P&&... policies) {
+  const auto lq = detail::layout("q", q), lk = detail::layout("k", k), lv = detail::layout("v", v),
+             lo = detail::layout("out", out);
+  Problem problem = detail::check_queries_and_keys(lq, lk);
+  detail::check_values_and_output(problem, lq, lk, lv, lo);
+  detail::attend_all(problem, q, k, v, out, policies...);
 }
 
 /// As attention_balancer::attention_evidence, in double.
 template <class Q, class K, class... P>
 void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... policies) {
   const Problem problem = detail::check_queries_and_keys(detail::layout("q", q), detail::layout("k", k));
-  (detail::validate_policy(policies, problem), ...);
-  auto observer = detail::observer(problem, policies...);
-  auto visit = [&](Index b, Index h, Index, Index i, const auto& seen, const detail::Row& row) {
-    observer.add(b, h, i, seen, row, [](Index) { return 0.0; });
-  };
-  detail::for_each_row(problem, q, k, visit, policies...);
+  detail::attend_all(problem, q, k, TensorView<const double>{}, TensorView<double>{}, policies...);
 }
 
 /// The gradients that attention_balancer::attention_backward computes, with the same policies, from the definition: the
@@ -395,7 +436,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
     };
     (add_to_sink(policies), ...);
   };
-  detail::for_each_row(problem, q, k, visit, policies...);
+  detail::for_each_row(problem, 0, q, k, visit, policies...);
 }
 
 ATTENTION_BALANCER_END_ISA

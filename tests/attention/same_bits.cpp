@@ -154,3 +154,26 @@ TEMPLATE_TEST_CASE("a layout changes nothing", "[attention]", float, double) {
     CHECK(support::same_bits(out.view(), once.plain.view()));
   }
 }
+
+TEMPLATE_TEST_CASE("blocks of queries that share the walk over far keys give the same bits", "[attention]", float,
+                   double) {
+  using T = TestType;
+  support::Random random(35);
+  // Keys and values beyond the second cache, and at least five blocks of queries in each of the sixteen chunks. A mask
+  // that hides nothing makes each block walk alone.
+  const Index queries = 240 * ab::simd::lanes<T> + 50, keys = 2100;
+  const support::Shape s{1, 1, 1, queries, keys, 32, 32};
+  const support::Inputs<T> in(s, random);
+  Tensor<T> together(Layout::bhsd, 1, 1, queries, 32), alone(Layout::bhsd, 1, 1, queries, 32);
+  ab::attention(in.q.view(), in.k.view(), in.v.view(), together.view());
+  ab::attention(in.q.view(), in.k.view(), in.v.view(), alone.view(), ab::mask::KeyLengths{keys});
+  CHECK(support::same_bits(together.view(), alone.view()));
+  for (const auto& weights : {ab::QueryWeights::all(), ab::QueryWeights::last(queries / 2 + 7), ab::QueryWeights::none()}) {
+    ab::Evidence<T> of_together, of_alone;
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), together.view(), ab::observe(of_together, weights));
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), alone.view(), ab::observe(of_alone, weights),
+                  ab::mask::KeyLengths{keys});
+    CHECK(support::same_bits(together.view(), alone.view()));
+    CHECK(support::same_bits(of_together, of_alone));
+  }
+}

@@ -78,12 +78,22 @@ void check_functions(support::Table& table, const std::string& name) {
                 4 * eps * std::max(1.0, std::fabs(dx)), n);
     tanh.compare(first(simd::tanh(S(y))), std::tanh(dy), 4 * eps * std::fabs(std::tanh(dy)), n);
     abs.equal(first(simd::abs(S(x))), std::fabs(dx), n);
+    const T wide = static_cast<T>(random.uniform(-1, 1) * (sizeof(T) == 4 ? 87 : 708)), tiny = y * T(1e-10);
+    exp.compare(first(simd::exp(S(wide))), std::exp(static_cast<double>(wide)),
+                4 * eps * std::exp(static_cast<double>(wide)), n);
+    tanh.compare(first(simd::tanh(S(x))), std::tanh(dx), 4 * eps, n);
+    tanh.compare(first(simd::tanh(S(tiny))), static_cast<double>(tiny), 4 * eps * std::fabs(static_cast<double>(tiny)), n);
   }
   const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
   exp.equal(first(simd::exp(S(-infinity))), 0, -1);
   exp.equal(first(simd::exp(S(infinity))), inf, -2);
   exp.equal(first(simd::exp(S(nan))), std::nan(""), -3);
   exp.equal(first(simd::exp(S(T(0)))), 1, -4);
+  exp.equal(first(simd::exp(S(T(1000)))), inf, -5);
+  exp.equal(first(simd::exp(S(T(-1000)))), 0, -6);
+  const T most = static_cast<T>(sizeof(T) == 4 ? 88.72 : 709.78), least = static_cast<T>(sizeof(T) == 4 ? -87.3 : -708.3);
+  for (const T x : {most, least})
+    exp.compare(first(simd::exp(S(x))), std::exp(static_cast<double>(x)), 4 * eps * std::exp(static_cast<double>(x)), -7);
   log.equal(first(simd::log(S(T(0)))), -inf, -1);
   log.equal(first(simd::log(S(T(1)))), 0, -2);
   log.equal(first(simd::log(S(nan))), std::nan(""), -3);
@@ -92,6 +102,7 @@ void check_functions(support::Table& table, const std::string& name) {
   tanh.equal(first(simd::tanh(S(-infinity))), -1, -2);
   tanh.equal(first(simd::tanh(S(nan))), std::nan(""), -3);
   tanh.equal(first(simd::tanh(S(T(0)))), 0, -4);
+  tanh.equal(1 / first(simd::tanh(S(-T(0)))), -inf, -4);
   tanh.compare(first(simd::tanh(S(T(300)))), 1, eps, -5);
   abs.equal(first(simd::abs(S(-infinity))), inf, -1);
   abs.equal(first(simd::abs(S(nan))), std::nan(""), -2);

@@ -91,6 +91,32 @@ void check_pack() {
       CHECK(simd::any(x.pack() == S(T(0))) == (n > 1));
     }
   }
+  SECTION("all") {
+    for (int l = 0; l < n; ++l) {
+      Lanes<S> x(S(T(1)));
+      CHECK(simd::all(x.pack() == S(T(1))));
+      x.at[l] = nan;
+      CHECK_FALSE(simd::all(x.pack() == S(T(1))));
+    }
+  }
+  SECTION("the first lanes, and nothing behind them") {
+    for (int count = 1; count <= n; ++count) {
+      T memory[n + 2];
+      for (T& x : memory) x = T(7);
+      for (int l = 0; l < count; ++l) memory[l + 1] = T(l + 1);
+      const Lanes<S> x(simd::load_first<S>(memory + 1, count));
+      for (int l = 0; l < n; ++l) CHECK(x.at[l] == T(l < count ? l + 1 : 0));
+      for (T& y : memory) y = T(9);
+      simd::store_first(memory + 1, x.pack(), count);
+      for (int l = -1; l < n + 1; ++l) CHECK(memory[l + 1] == T(l >= 0 && l < count ? l + 1 : 9));
+    }
+  }
+  SECTION("bytes") {
+    unsigned char memory[n];
+    for (int l = 0; l < n; ++l) memory[l] = static_cast<unsigned char>(l % 2 == 0 ? 255 - l : l);
+    const Lanes<S> x(simd::load_bytes<S>(memory));
+    for (int l = 0; l < n; ++l) CHECK(x.at[l] == static_cast<T>(memory[l]));
+  }
   SECTION("comparisons with what is no number") {
     CHECK_FALSE(simd::any(S(nan) == S(nan)));
     CHECK_FALSE(simd::any(S(nan) < S(T(1))));

@@ -23,6 +23,10 @@ struct MaybeMask {
     if constexpr (requires(const M& m) { m.validate(problem); })
       if (mask) mask->validate(problem);
   }
+  bool prefers_key_lanes() const {
+    if constexpr (requires(const M& m) { m.prefers_key_lanes(); }) return mask && mask->prefers_key_lanes();
+    return false;
+  }
   ab::mask::Coverage classify(const ab::Rect& rect) const { return mask ? mask->classify(rect) : ab::mask::Coverage::full; }
   template <class S>
   auto visible(const ab::Site<S>& site) const {
@@ -38,6 +42,10 @@ struct MaybeModifier {
 
   void validate(const ab::Problem& problem) const {
     if (modifier) modifier->validate(problem);
+  }
+  bool prefers_key_lanes() const {
+    if constexpr (requires(const M& m) { m.prefers_key_lanes(); }) return modifier && modifier->prefers_key_lanes();
+    return false;
   }
   template <class S>
   S operator()(const S& score, const ab::Site<S>& site) const {

@@ -38,6 +38,8 @@ template <class T, class... P>
 consteval bool backward_policies_fit() {
   constexpr bool unobserved = count_of<PolicyKind::observation, T, P...> == 0;
   static_assert(unobserved, "attention_balancer: attention_backward observes nothing: it is given the evidence");
+  constexpr bool padded = count_of<PolicyKind::sequences, T, P...> == 0;
+  static_assert(padded, "attention_balancer: attention_backward takes no PackedSequences: call it once per sequence");
   constexpr bool pullbacks = (differentiable<T, P> && ...);
   static_assert(pullbacks,
                 "attention_balancer: attention_backward needs the derivative of each score modifier: give it "
@@ -53,7 +55,7 @@ consteval bool backward_policies_fit() {
                         count_of<PolicyKind::mass_gradient, T, P...> <= 1;
   static_assert(once,
                 "attention_balancer: a call takes one gradient of the lse, one of the entropy and one of the mass");
-  return any_policies_fit<T, P...>() && unobserved && pullbacks && parameters && scalars && once;
+  return any_policies_fit<T, P...>() && padded && unobserved && pullbacks && parameters && scalars && once;
 }
 
 /// The log-sum-exp of a call as a view [B, Hq, 1, Nq].

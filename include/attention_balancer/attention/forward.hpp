@@ -1,151 +1,21 @@
 #pragma once
 // attention and attention_evidence: checks, policies, and the division of the work among workers.
 
-#include <atomic>
+#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <new>
+#include <span>
 #include <string>
 #include <thread>
 #include <type_traits>
 
-#include "attention_balancer/attention/decode.hpp"
-#include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/detail/packed_worker.hpp"
 #include "attention_balancer/attention/policies.hpp"
 #include "attention_balancer/core/workspace.hpp"
 
 namespace attention_balancer {
 namespace detail {
 ATTENTION_BALANCER_BEGIN_ISA
-
-/// How the queries of a head are cut, by their own number only: results do not depend on who computes the chunks.
-template <Scalar T>
-struct Chunks {
-  Index packs, blocks, count;
-
-  explicit Chunks(Index queries) noexcept
-      : packs((queries + simd::lanes<T> - 1) / simd::lanes<T>),
-        blocks(std::max(Index(1), (packs + 1) / block_packs)),  // the last block takes up to 4 packs
-        count(std::min(Index(16), blocks)) {}
-
-  /// First query of chunk c; chunk `count` starts past the last one.
-  Index begin(Index c, Index queries) const noexcept {
-    return c == count ? queries : blocks * c / count * block_packs * simd::lanes<T>;
-  }
-};
-
-/// Runs call's work items, at most `slots` at a time, each with scratch memory of its own.
-template <Scalar T>
-class Worker {
- public:
-  /// Reserves the memory; nothing is written to the evidence before run.
-  Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency)
-      : call_(call), evidence_(evidence), chunks_(call.problem.queries),
-        heads_(call.problem.batch * call.problem.heads), with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none) {
-    const Problem& p = call.problem;
-    slots_ = std::clamp(concurrency, Index(1), heads_ * chunks_.count);
-    // Chunks of a head have partial masses of their own, to be added in order. With heads enough for everybody, a
-    // worker takes whole heads and keeps one chunk's at a time; otherwise all are kept, 16 per head at most.
-    by_chunk_ = evidence == nullptr || (chunks_.count > 1 && slots_ > 1 && heads_ < 2 * slots_);
-    partials_kept_ = by_chunk_ && evidence != nullptr ? heads_ * chunks_.count : 0;
-    columns_ = !with_mass_ ? 0 : call.statistic == evidence::Kind::mass ? 2 : 3;
-    partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
-    Scratch<T> sizes;
-    slot_bytes_ = sizes.carve(nullptr, p, whole_strip(), partial_size_);
-    const Index kept_bytes = partial_size_ * static_cast<Index>(sizeof(T));
-    if (multiply_overflows(slots_, slot_bytes_) || multiply_overflows(partials_kept_, kept_bytes) ||
-        slots_ * slot_bytes_ > std::numeric_limits<Index>::max() - partials_kept_ * kept_bytes)
-      throw std::bad_alloc();
-    memory_ = workspace.reserve(static_cast<std::size_t>(slots_ * slot_bytes_ + partials_kept_ * kept_bytes));
-  }
-
-  template <class Run>
-  void run(const Run& executor) {
-    if (evidence_ != nullptr)
-      EvidenceAccess::reshape(*evidence_, call_.problem.batch, call_.problem.heads, call_.problem.queries,
-                              call_.problem.keys, with_mass_, call_.statistic, false, false, is_sparse(call_.normalization));
-    share(executor, by_chunk_ ? heads_ * chunks_.count : heads_, [this](Index item, const Scratch<T>& scratch) {
-      by_chunk_ ? run_chunk(item, scratch) : run_head(item, scratch);
-    });
-    if (partials_kept_ > 0) share(executor, heads_, [this](Index head, const Scratch<T>&) { add_kept(head); });
-  }
-
- private:
-  /// f(item, scratch) for all items, taken in order by whichever slot is free.
-  template <class Run, class F>
-  void share(const Run& executor, Index items, F f) {
-    std::atomic<Index> next{0};
-    executor.for_each(std::min(slots_, items), [&](Index slot) {
-      Scratch<T> scratch;
-      scratch.carve(memory_ + slot * slot_bytes_, call_.problem, whole_strip(), partial_size_);
-      for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
-    });
-  }
-
-  bool whole_strip() const noexcept { return with_mass_ || is_sparse(call_.normalization); }
-
-  void run_chunk(Index item, const Scratch<T>& scratch) noexcept {
-    const Index head = item / chunks_.count;
-    attend_chunk(head, item % chunks_.count, scratch, partials_kept_ > 0 ? kept(item) : nullptr);
-  }
-
-  void run_head(Index head, const Scratch<T>& scratch) noexcept {
-    for (Index c = 0; c < chunks_.count; ++c) {
-      attend_chunk(head, c, scratch, scratch.partial);
-      add_partial(head, scratch.partial);
-    }
-  }
-
-  void attend_chunk(Index head, Index chunk, const Scratch<T>& scratch, T* partial) noexcept {
-    const Index queries = call_.problem.queries, keys = call_.problem.keys;
-    EvidenceRows<T> rows;
-    if (partial != nullptr) {
-      std::fill_n(partial, columns_ * keys + 2, T(0));
-      rows.lse = EvidenceAccess::lse(*evidence_, head);
-      rows.entropy = EvidenceAccess::entropy(*evidence_, head);
-      if (is_sparse(call_.normalization)) rows.support = EvidenceAccess::support(*evidence_, head);
-      if (with_mass_) rows.mass = partial, rows.exposure = partial + keys;
-      if (columns_ > 2) rows.statistic = partial + 2 * keys;
-      rows.totals = partial + columns_ * keys;
-    }
-    attend_queries(call_, head / call_.problem.heads, head % call_.problem.heads, chunks_.begin(chunk, queries),
-                   chunks_.begin(chunk + 1, queries), scratch, rows);
-  }
-
-  ATTENTION_BALANCER_NOINLINE void add_partial(Index head, const T* partial) noexcept {
-    const Index keys = with_mass_ ? call_.problem.keys : 0;
-    T *mass = EvidenceAccess::mass(*evidence_, head), *exposure = EvidenceAccess::exposure(*evidence_, head);
-    for (Index j = 0; j < keys; ++j) mass[j] += partial[j];
-    for (Index j = 0; j < keys; ++j) exposure[j] += partial[keys + j];
-    if (columns_ > 2) {
-      T* statistic = EvidenceAccess::statistic(*evidence_, head);
-      const T* of_chunk = partial + 2 * keys;
-      if (call_.statistic == evidence::Kind::maximum)
-        for (Index j = 0; j < keys; ++j) statistic[j] = Larger{}(statistic[j], of_chunk[j]);
-      else
-        for (Index j = 0; j < keys; ++j) statistic[j] += of_chunk[j];
-    }
-    const T* totals = partial + columns_ * keys;
-    *EvidenceAccess::sink_mass(*evidence_, head) += totals[0];
-    *EvidenceAccess::empty_rows(*evidence_, head) += static_cast<Index>(totals[1]);
-  }
-
-  void add_kept(Index head) noexcept {
-    for (Index c = 0; c < chunks_.count; ++c) add_partial(head, kept(head * chunks_.count + c));
-  }
-
-  T* kept(Index item) const noexcept {
-    return reinterpret_cast<T*>(memory_ + slots_ * slot_bytes_) + item * partial_size_;
-  }
-
-  const Call<T>& call_;
-  Evidence<T>* evidence_;
-  Chunks<T> chunks_;
-  Index heads_;
-  bool with_mass_, by_chunk_;
-  Index slots_, columns_, partials_kept_, partial_size_, slot_bytes_;
-  std::byte* memory_;
-};
 
 template <Executor E>
 Index concurrency_of(const E& executor) {
@@ -191,10 +61,21 @@ void with_executor_and_workspace(Run run, P&... policies) {
   }
 }
 
+/// Throws if the evidence is where the query weights are.
+template <Scalar T>
+void check_evidence(const Evidence<T>& evidence, const QueryWeights& weights) {
+  const auto [data, bytes] = weights.borrowed();
+  if (EvidenceAccess::holds(evidence, data, bytes))
+    fail<ShapeError>("QueryWeights::of", "in the memory of the evidence",
+                     "be copied first: the call overwrites the evidence");
+}
+
 /// Everything after the shape checks: `call` has its tensors and problem, the policies bring the rest. Then
 /// run(workspace, executor, concurrency, evidence).
 template <Scalar T, class Run, class... P>
 void run_with_policies(Call<T>& call, Run run, P&... policies) {
+  static_assert(count_of<PolicyKind::sequences, T, P...> == 0,
+                "attention_balancer: a cache has lengths of its own and takes no PackedSequences");
   check_positions(call.problem, std::numeric_limits<T>::digits);
   (validate_policy(policies, call.problem), ...);
 
@@ -210,10 +91,7 @@ void run_with_policies(Call<T>& call, Run run, P&... policies) {
     call.weights = observation.weights;
     call.statistic = observation.statistic;
     call.weights.validate(call.problem.queries);
-    const auto [weights, bytes] = call.weights.borrowed();
-    if (EvidenceAccess::holds(*evidence, weights, bytes))
-      fail<ShapeError>("QueryWeights::of", "in the memory of the evidence",
-                       "be copied first: the call overwrites the evidence");
+    check_evidence(*evidence, call.weights);
   }
   (check_borrowed(policies, call.out, evidence), ...);
 
@@ -224,19 +102,54 @@ void run_with_policies(Call<T>& call, Run run, P&... policies) {
       policies...);
 }
 
+/// The same for packed sequences, one by one.
 template <Scalar T, class... P>
-void run_attention(Call<T>& call, P&... policies) {
-  run_with_policies(
-      call,
-      [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
-        if (call.problem.queries <= decode_queries && !is_sparse(call.normalization)) {
-          const KvView<T> x = kv_view_of(call);
-          Decoder<T, T>(call, x, evidence, workspace, concurrency).run(executor);
-        } else {
-          Worker<T>(call, evidence, workspace, concurrency).run(executor);
-        }
+void run_packed(Call<T>& call, P&... policies) {
+  const PackedSequences& sequences = find_policy<PolicyKind::sequences, T>(policies...);
+  const Problem largest = packed_problem(call.problem, sequences);
+  check_positions(largest, std::numeric_limits<T>::digits);
+  (validate_policy(policies, largest), ...);
+
+  const auto set = collect_policies<T>(policies...);
+  call.policies = policy_calls<T>(set);
+  take_scale_and_sink(call, policies...);
+  call.normalization = normalization_of<T>(policies...);
+
+  std::span<Evidence<T>> evidence;
+  if constexpr (count_of<PolicyKind::packed_observation, T, P...> > 0) {
+    const auto& observation = find_policy<PolicyKind::packed_observation, T>(policies...);
+    evidence = observation.targets;
+    call.weights = observation.weights;
+    call.statistic = observation.statistic;
+    require_equal("observe number of evidences", static_cast<Index>(evidence.size()), "the packed sequences",
+                  sequences.sequences());
+    for (Index s = 0; s < sequences.sequences(); ++s)
+      if (sequences.queries(s) > 0) call.weights.validate(sequences.queries(s));
+    for (const Evidence<T>& e : evidence) {
+      check_evidence(e, call.weights);
+      (check_borrowed(policies, call.out, &e), ...);
+    }
+  } else {
+    (check_borrowed(policies, call.out, static_cast<const Evidence<T>*>(nullptr)), ...);
+  }
+  with_executor_and_workspace<T>(
+      [&](Workspace& workspace, const auto& executor, Index concurrency) {
+        PackedWorker<T>(call, sequences, evidence, workspace, concurrency).run(executor);
       },
       policies...);
+}
+
+template <Scalar T, class... P>
+void run_attention(Call<T>& call, P&... policies) {
+  if constexpr (count_of<PolicyKind::sequences, T, P...> > 0)
+    run_packed<T>(call, policies...);
+  else
+    run_with_policies(
+        call,
+        [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
+          run_call(call, evidence, workspace, executor, concurrency);
+        },
+        policies...);
 }
 
 ATTENTION_BALANCER_END_ISA
@@ -251,7 +164,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 ///
 /// Policies come in any number and order: score modifiers (applied in the order given, score::Scale first; without
 /// one the scale is 1 / sqrt(D)), masks (they intersect), a normaliser (default normalize::Softmax), a normalize::Sink,
-/// an executor (default executor::Sequential), observe(evidence) and a Workspace.
+/// an executor (default executor::Sequential), observe(evidence), a Workspace, and PackedSequences.
 ///
 /// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN.
 /// Throws ShapeError (sizes, strides, null data, an output that overlaps an input, lengths past the end), InputError
@@ -286,7 +199,9 @@ void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... p
   static_assert(scalars, "attention_balancer: q and k must both be float or both be double");
   if constexpr (scalars) {
     if constexpr (detail::policies_fit<T, P...>()) {
-      constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> == 1;
+      constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> +
+                                    detail::count_of<detail::PolicyKind::packed_observation, T, P...> ==
+                                1;
       static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
       constexpr bool values = (!detail::needs_values<std::remove_cvref_t<P>> && ...);
       static_assert(values, "attention_balancer: evidence::leave_one_out needs the values: observe it with attention");

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/packed.hpp"
 #include "attention_balancer/attention/gradients.hpp"
 #include "attention_balancer/core/workspace.hpp"
 #include "attention_balancer/executor/sequential.hpp"
@@ -18,7 +19,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 enum class PolicyKind {
   unknown, scale, modifier, mask, normalizer, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
-  mass_gradient
+  mass_gradient, sequences, packed_observation
 };
 
 template <class>
@@ -54,6 +55,10 @@ consteval PolicyKind policy_kind() {
     return PolicyKind::entropy_gradient;
   else if constexpr (is_of<Policy, evidence::MassGradient>)
     return PolicyKind::mass_gradient;
+  else if constexpr (is_packed_observation<Policy>)
+    return PolicyKind::packed_observation;
+  else if constexpr (std::is_same_v<Policy, PackedSequences>)
+    return PolicyKind::sequences;
   else if constexpr (std::is_same_v<Policy, Workspace>)
     return PolicyKind::workspace;
   else if constexpr (std::is_same_v<Policy, normalize::Softmax> || std::is_same_v<Policy, normalize::Sparsemax> ||
@@ -80,12 +85,16 @@ template <class T, class P>
 inline constexpr bool fits_scalar = true;
 template <class T, class U, evidence::Kind Statistic>
 inline constexpr bool fits_scalar<T, Observation<U, Statistic>> = std::is_same_v<T, U>;
+template <class T, class U, evidence::Kind Statistic>
+inline constexpr bool fits_scalar<T, PackedObservation<U, Statistic>> = std::is_same_v<T, U>;
 
 /// Whether a policy is an observation that cannot be made without values.
 template <class P>
 inline constexpr bool needs_values = false;
 template <class T>
 inline constexpr bool needs_values<Observation<T, evidence::Kind::leave_one_out>> = true;
+template <class T>
+inline constexpr bool needs_values<PackedObservation<T, evidence::Kind::leave_one_out>> = true;
 
 /// False for a normaliser that divides by no sum of exponentials.
 template <class P>
@@ -98,7 +107,8 @@ consteval bool any_policies_fit() {
   static_assert(known,
                 "attention_balancer: an argument after the tensors is no policy: it is no score modifier and no mask "
                 "(callable with scalars and with packs), normaliser, sink, executor, observation or workspace");
-  constexpr bool observations = count_of<PolicyKind::observation, T, P...> <= 1;
+  constexpr bool observations =
+      count_of<PolicyKind::observation, T, P...> + count_of<PolicyKind::packed_observation, T, P...> <= 1;
   static_assert(observations, "attention_balancer: a call takes one observation, not two");
   constexpr bool scalars = (fits_scalar<T, std::remove_cvref_t<P>> && ...);
   static_assert(scalars, "attention_balancer: the Evidence must have the scalar type of the tensors");
@@ -117,7 +127,15 @@ consteval bool any_policies_fit() {
   static_assert(workspaces, "attention_balancer: a call takes one Workspace, not two");
   constexpr bool lvalue = ((kind_of<T, P> != PolicyKind::workspace || std::is_same_v<P, Workspace&>) && ...);
   static_assert(lvalue, "attention_balancer: pass the Workspace as an lvalue, so that the next call can use it again");
-  return known && observations && scalars && sinks && normalizers && denominators && executors && workspaces && lvalue;
+  constexpr int sequences = count_of<PolicyKind::sequences, T, P...>;
+  static_assert(sequences <= 1, "attention_balancer: a call takes one PackedSequences, not two");
+  constexpr bool per_sequence = sequences == 1 ? count_of<PolicyKind::observation, T, P...> == 0
+                                               : count_of<PolicyKind::packed_observation, T, P...> == 0;
+  static_assert(per_sequence,
+                "attention_balancer: packed sequences are observed with one Evidence each, in a span or vector, and "
+                "nothing else is");
+  return known && sequences <= 1 && per_sequence && observations && scalars && sinks && normalizers && denominators &&
+         executors && workspaces && lvalue;
 }
 
 template <class T, class... P>

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <span>
 #include <string>
@@ -30,15 +31,35 @@ inline TensorView<const unsigned char> as_bytes(const TensorView<const bool>& v)
           v.batch_stride, v.head_stride, v.length_stride, v.dim_stride};
 }
 
+/// Whether `count` booleans, side by side, are all equal to `value`. Eight at a time: masks are scanned as a whole.
+inline bool all_equal(const unsigned char* x, Index count, bool value) noexcept {
+  constexpr std::uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
+  Index j = 0;
+  for (; j + 8 <= count; j += 8) {
+    std::uint64_t word;
+    std::memcpy(&word, x + j, 8);
+    const bool has_zero = ((word - ones) & ~word & tops) != 0;
+    if (value ? has_zero : word != 0) return false;
+  }
+  for (; j < count; ++j)
+    if ((x[j] != 0) != value) return false;
+  return true;
+}
+
 /// Classifies the elements [i0, i1) x [j0, j1) of one head's plane of booleans.
 inline Coverage scan(const unsigned char* plane, Index row, Index column, Index i0, Index i1, Index j0,
                      Index j1) noexcept {
   if (row == 0) i1 = i0 + 1;  // one row or one column serves all
   if (column == 0) j1 = j0 + 1;
   const bool first = plane[i0 * row + j0 * column] != 0;
-  for (Index i = i0; i < i1; ++i)
-    for (Index j = j0; j < j1; ++j)
-      if ((plane[i * row + j * column] != 0) != first) return Coverage::partial;
+  for (Index i = i0; i < i1; ++i) {
+    if (column == 1) {
+      if (!all_equal(plane + i * row + j0, j1 - j0, first)) return Coverage::partial;
+    } else {
+      for (Index j = j0; j < j1; ++j)
+        if ((plane[i * row + j * column] != 0) != first) return Coverage::partial;
+    }
+  }
   return first ? Coverage::full : Coverage::skip;
 }
 
@@ -152,6 +173,7 @@ class Boolean {
   void validate(const Problem& problem) const {
     detail::check_broadcast(detail::layout("mask::Boolean", view_), problem);
   }
+  bool prefers_key_lanes() const noexcept { return detail::lies_along_keys(view_); }
   Coverage classify(const Rect& r) const noexcept {
     const Index row = view_.length == 1 ? 0 : view_.length_stride, column = view_.dim == 1 ? 0 : view_.dim_stride;
     const unsigned char* plane = view_.data + (view_.batch == 1 ? 0 : r.batch) * view_.batch_stride +

@@ -50,8 +50,12 @@ class Site {
       const Index lane_stride = query_step_ != 0 ? by_query : by_key;
       if (lane_stride == 0) return S(static_cast<scalar>(*first));
       const Index room = (query_step_ != 0 ? queries - first_query_ : keys - first_key_) - 1;
-      if constexpr (std::is_same_v<std::remove_cv_t<T>, scalar>)
+      if (query_step_ == 0) simd::prefetch(first + 128);  // the next block of keys; the hardware loses so many rows
+      if constexpr (std::is_same_v<std::remove_cv_t<T>, scalar>) {
         if (lane_stride == 1 && room >= lanes - 1) return simd::load<S>(first);
+      } else if constexpr (std::is_same_v<std::remove_cv_t<T>, unsigned char>) {
+        if (lane_stride == 1 && room >= lanes - 1) return simd::load_bytes<S>(first);
+      }
       return simd::generate<S>(
           [&](int lane) { return static_cast<scalar>(first[std::min(Index(lane), room) * lane_stride]); });
     } else {
@@ -88,6 +92,12 @@ class Site {
     if (query_step_ == 0) key_ = gather([](Index, Index j) { return j; });
   }
 
+  /// The same keys of another query.
+  void move_to_query(Index query) noexcept {
+    first_query_ = query;
+    query_ = S(static_cast<scalar>(query));
+  }
+
  private:
   Site(Index b, Index h, Index nq, Index nk) noexcept : batch(b), head(h), queries(nq), keys(nk) {}
 
@@ -96,8 +106,10 @@ class Site {
 };
 
 /// A score modifier changes a logit: pure, must not throw. Called with scalars and with packs.
-/// It may have `void validate(const Problem&) const`, which throws if it does not fit the call, and
-/// `void borrowed(F f) const`, which calls f(detail::Layout) for memory that the call must not overwrite.
+/// It may have `void validate(const Problem&) const`, which throws if it does not fit the call,
+/// `void borrowed(F f) const`, which calls f(detail::Layout) for memory that the call must not overwrite, and
+/// `bool prefers_key_lanes() const`: whether the lanes had better be keys of one query, because it looks up numbers
+/// that lie side by side along the keys.
 /// To be trained with, it has `S pullback(S before, S d_after, Site<S>) const`: the gradient of the loss with respect to
 /// the score that it was given, from that with respect to the score that it returned; and, if its own parameters learn,
 /// `S parameter_gradient(S before, S d_after, Site<S>) const`: what this score adds to the gradient of the parameter.
@@ -122,6 +134,12 @@ inline void check_broadcast(const Layout& view, const Problem& problem) {
       fail<ShapeError>(std::string(view.name) + axes[a], view.sizes[a],
                        "be 1 or " + std::to_string(expected[a]) + " (its axes are batch, heads, queries, keys)");
   check_layout(view);
+}
+
+/// Whether a view of one element per score lies side by side along the keys.
+template <class T>
+bool lies_along_keys(const TensorView<T>& view) noexcept {
+  return view.length > 1 && view.dim > 1 && view.dim_stride == 1 && view.length_stride != 1;
 }
 
 ATTENTION_BALANCER_END_ISA

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention_balancer/score/concepts.hpp"
+#include "attention_balancer/simd/math.hpp"
 
 namespace attention_balancer::score {
 
@@ -170,6 +171,7 @@ class Bias {
   void validate(const Problem& problem) const {
     attention_balancer::detail::check_broadcast(attention_balancer::detail::layout("score::Bias", view_), problem);
   }
+  bool prefers_key_lanes() const noexcept { return attention_balancer::detail::lies_along_keys(view_); }
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
     return detail::add_bias(score, site.at(view_));

@@ -9,17 +9,7 @@
 
 namespace attention_balancer::simd {
 
-/// Asks for a cache line to be brought to the second cache; it will be read soon. Any address will do. (To the
-/// first one was slower by a third: there are too few places for lines on their way.)
-ATTENTION_BALANCER_INLINE void prefetch(const void* address) noexcept {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(address, 0, 2);
-#else
-  (void)address;
-#endif
-}
-
-/// The same for a cache line that will be written.
+/// As prefetch, for a cache line that will be written.
 ATTENTION_BALANCER_INLINE void prefetch_to_write(void* address) noexcept {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address, 1, 2);

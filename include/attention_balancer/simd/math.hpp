@@ -1,5 +1,5 @@
 #pragma once
-// The exponential of the softmax, to a stated accuracy.
+// The exponential of the softmax, and exp and tanh for score modifiers, each to a stated accuracy.
 
 #include "attention_balancer/simd/pack.hpp"
 
@@ -17,22 +17,35 @@ ATTENTION_BALANCER_INLINE S clamp_exponent(const S& x) noexcept {
   return simd::max(S(scalar_of<S>(single ? -127 : -1023)), x);
 }
 
-/// 2^x for x that clamp_exponent returned and x < 120. Exact at 0; 0 at the clamp, so a score of -inf weighs nothing;
-/// not a number stays so. Relative error at most 2.5e-7 (float), 4e-16 (double) where the result is normal, and at
-/// most the least normal number absolutely below that. Needs the default rounding mode.
-///
-/// x = n + f with n integral: adding a large number brings n plus the exponent's bias into the low bits of the sum,
-/// whence one shift makes 2^n. 2^f is a polynomial, fitted to a small relative error over |f| <= 1/2 with the
-/// constant term fixed at 1 (2.6e-9 and 1.7e-17 before rounding).
+namespace detail {
+
+/// What 2^x is made of: x = n + f with n integral and |f| <= 1/2. Adding a large number brings n plus the
+/// exponent's bias into the low bits of the sum, whence one shift makes 2^n. Needs the default rounding mode.
 template <class S>
-ATTENTION_BALANCER_INLINE S exp2_clamped(const S& x) noexcept {
+struct PowerOfTwo {
   using T = scalar_of<S>;
-  constexpr bool single = sizeof(T) == 4;
-  constexpr T shift = single ? T(12582912 + 127) : T(6755399441055744.0 + 1023);  // 1.5 * 2^23, 1.5 * 2^52
-  const S moved = x + S(shift);
-  const S f = x - (moved - S(shift));
+  static constexpr bool single = sizeof(T) == 4;
+  static constexpr T shift = single ? T(12582912 + 127) : T(6755399441055744.0 + 1023);  // 1.5 * 2^23, 1.5 * 2^52
+
+  S moved, f;
+
+  ATTENTION_BALANCER_INLINE explicit PowerOfTwo(const S& x) noexcept
+      : moved(x + S(shift)), f(x - (moved - S(shift))) {}
+
+  /// n
+  ATTENTION_BALANCER_INLINE S integral() const noexcept { return moved - S(shift); }
+
+  /// 2^n
+  ATTENTION_BALANCER_INLINE S power() const noexcept { return shift_into_exponent(moved); }
+};
+
+/// (2^f - 1) / f for |f| <= 1/2: a polynomial, fitted so that 1 + f times it has a small relative error (2.6e-9 and
+/// 1.7e-17 before rounding).
+template <class S>
+ATTENTION_BALANCER_INLINE S exp2_slope(const S& f) noexcept {
+  using T = scalar_of<S>;
   S p;
-  if constexpr (single) {
+  if constexpr (sizeof(T) == 4) {
     p = simd::fma(S(T(1.5594678e-4)), f, S(T(1.34066439e-3)));
     p = simd::fma(p, f, S(T(9.61769297e-3)));
     p = simd::fma(p, f, S(T(5.55031055e-2)));
@@ -50,9 +63,61 @@ ATTENTION_BALANCER_INLINE S exp2_clamped(const S& x) noexcept {
     p = simd::fma(p, f, S(T(0.24022650695910097)));
     p = simd::fma(p, f, S(T(0.6931471805599453)));
   }
-  p = simd::fma(p, f, S(T(1)));
-  return p * detail::shift_into_exponent(moved);
+  return p;
 }
+
+}  // namespace detail
+
+/// 2^x for x that clamp_exponent returned and x < 120. Exact at 0; 0 at the clamp, so a score of -inf weighs
+/// nothing; not a number stays so. Relative error at most 2.5e-7 (float), 4e-16 (double) where the result is
+/// normal, and at most the least normal number absolutely below that. Needs the default rounding mode.
+template <class S>
+ATTENTION_BALANCER_INLINE S exp2_clamped(const S& x) noexcept {
+  const detail::PowerOfTwo<S> y(x);
+  return simd::fma(detail::exp2_slope(y.f), y.f, S(scalar_of<S>(1))) * y.power();
+}
+
+#if !defined(ATTENTION_BALANCER_NO_SIMD)
+
+/// e^x, any x. Relative error at most 4 epsilon where the result is normal, at most the least normal number
+/// absolutely below that; infinity past the largest number, not a number stays so.
+template <class S>
+requires(!Scalar<S>) ATTENTION_BALANCER_INLINE S exp(const S& x)
+noexcept {
+  using T = scalar_of<S>;
+  constexpr bool single = sizeof(T) == 4;
+  // ln 2 in two parts, the first so short that n times it is exact.
+  constexpr T high = single ? T(0.693145751953125) : T(0.693147180369123816490);
+  constexpr T low = single ? T(1.42860682030941723e-6) : T(1.90821492927058770002e-10);
+  // At most 89 or 710, which overflow; the second operand of max survives where either is not a number.
+  const S bounded = S(T(0)) - simd::max(S(T(single ? -89 : -710)), S(T(0)) - x);
+  const S scaled = simd::clamp_exponent(bounded * S(T(log2_e)));
+  const detail::PowerOfTwo<S> y(scaled);
+  const S n = y.integral();
+  const S f = ((bounded - n * S(high)) - n * S(low)) * S(T(log2_e));
+  // 2^n in two factors: the largest results have an n that is no exponent of a number.
+  const detail::PowerOfTwo<S> half(n * S(T(0.5)));
+  const S first = half.power(), second = detail::PowerOfTwo<S>(n - half.integral()).power();
+  const S power = simd::fma(detail::exp2_slope(f), f, S(T(1)));
+  return simd::select(scaled > S(T(single ? -127 : -1023)), power * first * second, scaled - scaled);
+}
+
+/// tanh x. Relative error at most 4 epsilon; not a number stays so. By expm1(-2|x|) = 2^n (2^f - 1) + (2^n - 1), so
+/// that nothing cancels near 0.
+template <class S>
+requires(!Scalar<S>) ATTENTION_BALANCER_INLINE S tanh(const S& x)
+noexcept {
+  using T = scalar_of<S>;
+  constexpr bool single = sizeof(T) == 4;
+  // 2^-64, or 2^-100, is nothing beside 1. The second operand of max survives where either is not a number.
+  const S exponent = simd::max(S(T(single ? -64 : -100)), simd::abs(x) * S(T(-2 * log2_e)));
+  const detail::PowerOfTwo<S> y(exponent);
+  const S power = y.power();
+  const S less_one = simd::fma(power, detail::exp2_slope(y.f) * y.f, power - S(T(1)));
+  return simd::copy_sign(less_one / (less_one + S(T(2))), x);
+}
+
+#endif
 
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::simd

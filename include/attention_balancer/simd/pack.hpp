@@ -37,6 +37,20 @@ template <class S, Scalar T>
 ATTENTION_BALANCER_INLINE S load_aligned(const T* from) noexcept {
   return S::load_aligned(from);
 }
+template <class S, Scalar T>
+  requires(!Scalar<S>)
+ATTENTION_BALANCER_INLINE S load_first(const T* from, int count) noexcept {
+  return detail::load_first<S>(from, count);
+}
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE void store_first(T* to, const xsimd::batch<T, Arch>& x, int count) noexcept {
+  detail::store_first(to, x, count);
+}
+template <class S>
+  requires(!Scalar<S>)
+ATTENTION_BALANCER_INLINE S load_bytes(const unsigned char* from) noexcept {
+  return detail::load_bytes<S>(from);
+}
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE void store(T* to, const xsimd::batch<T, Arch>& x) noexcept {
   x.store_unaligned(to);
@@ -75,10 +89,6 @@ template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> abs(const xsimd::batch<T, Arch>& x) noexcept {
   return xsimd::abs(x);
 }
-template <class T, class Arch>
-ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> exp(const xsimd::batch<T, Arch>& x) noexcept {
-  return xsimd::exp(x);
-}
 // Lane by lane, for what is done once per query: xsimd 8.1's does not compile for AVX-512 without optimisation.
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> log(const xsimd::batch<T, Arch>& x) noexcept {
@@ -86,9 +96,11 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> log(const xsimd::batch<T, Arch>&
   x.store_aligned(lane);
   return generate<xsimd::batch<T, Arch>>([&](int l) { return std::log(lane[l]); });
 }
+/// |x| with the sign of `sign`.
 template <class T, class Arch>
-ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> tanh(const xsimd::batch<T, Arch>& x) noexcept {
-  return xsimd::tanh(x);
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> copy_sign(const xsimd::batch<T, Arch>& x,
+                                                          const xsimd::batch<T, Arch>& sign) noexcept {
+  return xsimd::copysign(x, sign);
 }
 
 template <class T, class Arch>
@@ -99,6 +111,10 @@ ATTENTION_BALANCER_INLINE T reduce_add(const xsimd::batch<T, Arch>& x) noexcept 
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE bool any(const xsimd::batch_bool<T, Arch>& mask) noexcept {
   return xsimd::any(mask);
+}
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE bool all(const xsimd::batch_bool<T, Arch>& mask) noexcept {
+  return xsimd::all(mask);
 }
 
 #endif
@@ -113,22 +129,41 @@ ATTENTION_BALANCER_INLINE S iota(scalar_of<S> first) noexcept {
 template <Scalar T>
 inline constexpr int lanes = lanes_of<Pack<T>>;
 
+// Transposing and reducing tiles of n packs of n lanes: first within the parts of 128 bits of each group of rows as
+// many as a part has elements, then the parts themselves, log2(n) rounds of n shuffles in all.
+
 /// rows[i] lane l becomes rows[l] lane i.
 template <class S>
 ATTENTION_BALANCER_INLINE void transpose(S (&rows)[lanes_of<S>]) noexcept {
   constexpr int n = lanes_of<S>;
-  // Each round interleaves row i with row i + n/2: the row's index moves into the lanes bit by bit.
   if constexpr (n > 1) {
+    constexpr int part = detail::per_part<scalar_of<S>>, parts = n / part;
     ATTENTION_BALANCER_UNROLL
-    for (int round = 1; round < n; round *= 2) {
-      S next[n];
-      ATTENTION_BALANCER_UNROLL
-      for (int i = 0; i < n / 2; ++i) {
-        next[2 * i] = detail::interleave<false>(rows[i], rows[i + n / 2]);
-        next[2 * i + 1] = detail::interleave<true>(rows[i], rows[i + n / 2]);
+    for (int first = 0; first < n; first += part) {
+      S* const r = rows + first;
+      if constexpr (part == 4) {
+        const S a = detail::unpack<false, 1>(r[0], r[1]), b = detail::unpack<true, 1>(r[0], r[1]);
+        const S c = detail::unpack<false, 1>(r[2], r[3]), d = detail::unpack<true, 1>(r[2], r[3]);
+        r[0] = detail::unpack<false, 2>(a, c), r[1] = detail::unpack<true, 2>(a, c);
+        r[2] = detail::unpack<false, 2>(b, d), r[3] = detail::unpack<true, 2>(b, d);
+      } else {
+        const S a = r[0];
+        r[0] = detail::unpack<false, 1>(a, r[1]), r[1] = detail::unpack<true, 1>(a, r[1]);
       }
-      ATTENTION_BALANCER_UNROLL
-      for (int i = 0; i < n; ++i) rows[i] = next[i];
+    }
+    // Now part l of row g * part + k holds column l * part + k of group g.
+    ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < part; ++k) {
+      if constexpr (parts == 4) {
+        const S a = detail::parts<false>(rows[k], rows[part + k]), b = detail::parts<true>(rows[k], rows[part + k]);
+        const S c = detail::parts<false>(rows[2 * part + k], rows[3 * part + k]);
+        const S d = detail::parts<true>(rows[2 * part + k], rows[3 * part + k]);
+        rows[k] = detail::parts<false>(a, c), rows[part + k] = detail::parts<false>(b, d);
+        rows[2 * part + k] = detail::parts<true>(a, c), rows[3 * part + k] = detail::parts<true>(b, d);
+      } else if constexpr (parts == 2) {
+        const S a = rows[k];
+        rows[k] = detail::parts<false>(a, rows[part + k]), rows[part + k] = detail::parts<true>(a, rows[part + k]);
+      }
     }
   }
 }
@@ -139,15 +174,29 @@ template <class S, class Combine>
 ATTENTION_BALANCER_INLINE S reduce_each(S (&rows)[lanes_of<S>], Combine combine) noexcept {
   constexpr int n = lanes_of<S>;
   if constexpr (n > 1) {
+    constexpr int part = detail::per_part<scalar_of<S>>, parts = n / part;
+    S groups[parts];
     ATTENTION_BALANCER_UNROLL
-    for (int half = n / 2; half > 0; half /= 2) {
-      ATTENTION_BALANCER_UNROLL
-      for (int i = 0; i < half; ++i)
-        rows[i] = combine(detail::interleave<false>(rows[i], rows[i + half]),
-                          detail::interleave<true>(rows[i], rows[i + half]));
+    for (int g = 0; g < parts; ++g) {
+      const S* const r = rows + g * part;
+      const S a = combine(detail::unpack<false, 1>(r[0], r[1]), detail::unpack<true, 1>(r[0], r[1]));
+      if constexpr (part == 4) {
+        const S b = combine(detail::unpack<false, 1>(r[2], r[3]), detail::unpack<true, 1>(r[2], r[3]));
+        groups[g] = combine(detail::unpack<false, 2>(a, b), detail::unpack<true, 2>(a, b));
+      } else {
+        groups[g] = a;
+      }
     }
+    ATTENTION_BALANCER_UNROLL
+    for (int half = parts / 2; half > 0; half /= 2)
+      ATTENTION_BALANCER_UNROLL
+      for (int g = 0; g < half; ++g)
+        groups[g] = combine(detail::parts<false>(groups[2 * g], groups[2 * g + 1]),
+                            detail::parts<true>(groups[2 * g], groups[2 * g + 1]));
+    return groups[0];
+  } else {
+    return rows[0];
   }
-  return rows[0];
 }
 
 ATTENTION_BALANCER_END_ISA

@@ -50,6 +50,34 @@ template <class S, Scalar T>
 ATTENTION_BALANCER_INLINE S load_aligned(const T* from) noexcept {
   return *from;
 }
+/// The first `count` lanes (at least 1, at most all) from or to memory of any alignment; nothing behind them is
+/// touched, and the other lanes are 0.
+template <class S, Scalar T>
+  requires std::is_same_v<S, T>
+ATTENTION_BALANCER_INLINE S load_first(const T* from, int) noexcept {
+  return *from;
+}
+template <Scalar T>
+ATTENTION_BALANCER_INLINE void store_first(T* to, T x, int) noexcept {
+  *to = x;
+}
+
+/// Asks for a cache line to be brought to the second cache; it will be read soon. Any address will do. (To the
+/// first one was slower by a third: there are too few places for lines on their way.)
+ATTENTION_BALANCER_INLINE void prefetch(const void* address) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 2);
+#else
+  (void)address;
+#endif
+}
+
+/// Bytes as numbers.
+template <class S>
+  requires Scalar<S>
+ATTENTION_BALANCER_INLINE S load_bytes(const unsigned char* from) noexcept {
+  return static_cast<S>(*from);
+}
 template <Scalar T>
 ATTENTION_BALANCER_INLINE void store(T* to, T x) noexcept {
   *to = x;
@@ -111,8 +139,9 @@ ATTENTION_BALANCER_INLINE T reduce_add(T x) noexcept {
   return x;
 }
 
-/// Whether any lane of a comparison is true.
+/// Whether any lane, or all lanes, of a comparison are true.
 ATTENTION_BALANCER_INLINE bool any(bool mask) noexcept { return mask; }
+ATTENTION_BALANCER_INLINE bool all(bool mask) noexcept { return mask; }
 
 namespace detail {
 
@@ -120,12 +149,6 @@ template <Scalar T>
 ATTENTION_BALANCER_INLINE T shift_into_exponent(T x) noexcept {
   using Integer = std::conditional_t<sizeof(T) == 4, unsigned, unsigned long long>;
   return __builtin_bit_cast(T, static_cast<Integer>(__builtin_bit_cast(Integer, x) << (sizeof(T) == 4 ? 23 : 52)));
-}
-
-/// Interleaving packs of one lane: never run, but named by code that is written for all packs.
-template <bool High, Scalar T>
-ATTENTION_BALANCER_INLINE T interleave(T a, T b) noexcept {
-  return High ? b : a;
 }
 
 }  // namespace detail

@@ -34,11 +34,13 @@ struct OnlineState {
   }
 };
 
-/// Raises the tops to at least `candidate` [V packs] and brings sum and dot down to them.
+/// Raises the tops to at least `candidate` [V packs] and brings sum and dot down to them. Returns whether shrink is
+/// other than 1 anywhere.
 template <Scalar T, int V>
-void raise_top(OnlineState<T>& state, const T* candidate) noexcept {
+bool raise_top(OnlineState<T>& state, const T* candidate) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
+  bool raised_any = false;
   ATTENTION_BALANCER_UNROLL
   for (int v = 0; v < V; ++v) {
     const S before = simd::load_aligned<S>(state.top + v * n), offset = simd::load_aligned<S>(state.offset + v * n);
@@ -56,7 +58,9 @@ void raise_top(OnlineState<T>& state, const T* candidate) noexcept {
     simd::store_aligned(state.top + v * n, top);
     simd::store_aligned(state.offset + v * n, raised);
     simd::store_aligned(state.shrink + v * n, shrink);
+    raised_any = raised_any || !simd::all(shrink == S(T(1)));
   }
+  return raised_any;
 }
 
 /// scores [keys, V packs] become weights 2^((score - top) * log2(e)) in place, and are added to sum (and dot).

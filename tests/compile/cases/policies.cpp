@@ -7,6 +7,9 @@
 // case 6: attention_balancer: the Evidence must have the scalar type of the tensors
 // case 7: attention_balancer: attention_evidence needs observe
 // case 8: attention_balancer: a call takes one Workspace, not two
+// case 9: attention_balancer: packed sequences are observed with one Evidence each
+// case 10: attention_balancer: packed sequences are observed with one Evidence each
+// case 11: attention_balancer: a call takes one PackedSequences, not two
 #include <vector>
 
 #include "attention_balancer/attention.hpp"
@@ -16,12 +19,14 @@ namespace ab = attention_balancer;
 struct NoPolicy {};
 
 void f(ab::TensorView<const float> q, ab::TensorView<float> out, ab::Evidence<float>& e, ab::Evidence<double>& d,
-       ab::Workspace& workspace, ab::Workspace& another, const std::vector<float>& logits) {
+       ab::Workspace& workspace, ab::Workspace& another, const std::vector<float>& logits,
+       std::vector<ab::Evidence<float>>& each, const std::vector<ab::Index>& offsets) {
 #if CASE == 0
   ab::attention(q, q, q, out);
   ab::attention(q, q, q, out, ab::observe(e), ab::score::Softcap{50.f}, ab::mask::Causal{}, ab::score::Scale{1},
                 workspace, ab::normalize::Sink(logits), ab::executor::Sequential{});
   ab::attention_evidence(q, q, ab::observe(e), ab::mask::Window{4, 0});
+  ab::attention(q, q, q, out, ab::PackedSequences(offsets, offsets), ab::observe(each));
 #elif CASE == 1
   ab::attention(q, q, q, out, NoPolicy{});
 #elif CASE == 2
@@ -38,6 +43,13 @@ void f(ab::TensorView<const float> q, ab::TensorView<float> out, ab::Evidence<fl
   ab::attention_evidence(q, q, ab::mask::Causal{});
 #elif CASE == 8
   ab::attention(q, q, q, out, workspace, another);
+#elif CASE == 9
+  ab::attention(q, q, q, out, ab::PackedSequences(offsets, offsets), ab::observe(e));
+#elif CASE == 10
+  ab::attention(q, q, q, out, ab::observe(each));
+#elif CASE == 11
+  ab::attention(q, q, q, out, ab::PackedSequences(offsets, offsets), ab::PackedSequences(offsets, offsets));
 #endif
+  (void)each, (void)offsets;
   (void)q, (void)out, (void)e, (void)d, (void)workspace, (void)another, (void)logits;
 }

@@ -43,8 +43,8 @@ struct BackwardScratch {
   T *queries, *outputs;            // q [D, W] scaled and dout [Dv, W], lanes are queries
   T *query_rows, *output_rows;     // the same by rows, [W, D padded], [W, Dv padded]
   T* dq;                           // [D, W]
-  T *scores, *gradients, *seen;    // [block_keys, W]
-  T *packed_keys, *packed_values;  // [block_keys, D], [block_keys, Dv]
+  T *scores, *gradients, *seen;    // [longest_step, W]
+  T *packed_keys, *packed_values;  // [longest_step, D], [longest_step, Dv]
   T* strip;                        // [Nk, W] the weights of a sparse normaliser
   KeyRange* ranges;                // [Nk / block_keys + 2]
   T* parameters;                   // per modifier [W]
@@ -63,11 +63,11 @@ struct BackwardScratch {
     take(query_rows, padded_features<T>(p.dim) * width);
     take(output_rows, padded_features<T>(p.value_dim) * width);
     take(dq, p.dim * width);
-    take(scores, block_keys * width);
-    take(gradients, block_keys * width);
-    take(seen, block_keys * width);
-    take(packed_keys, block_keys * p.dim);
-    take(packed_values, block_keys * p.value_dim);
+    take(scores, longest_step * width);
+    take(gradients, longest_step * width);
+    take(seen, longest_step * width);
+    take(packed_keys, longest_step * p.dim);
+    take(packed_values, longest_step * p.value_dim);
     take(strip, whole_strip ? p.keys * width : 0);
     take(ranges, p.keys / block_keys + 2);
     take(parameters, modifiers * width);
@@ -107,7 +107,7 @@ class BackwardBlock {
   void run() noexcept {
     load_rows(call_.forward.q, p_.dim, s_.queries, s_.query_rows, call_.forward.scale);
     load_rows(call_.dout, p_.value_dim, s_.outputs, s_.output_rows, T(1));
-    guard_ = guard_ || !all_finite<T, V>(s_.queries, p_.dim) || !all_finite<T, V>(s_.outputs, p_.value_dim);
+    guard_ = guard_ || !all_finite<T>(s_.queries, p_.dim * V) || !all_finite<T>(s_.outputs, p_.value_dim * V);
     load_state();
     std::fill_n(s_.none, call_.modifiers, nullptr);
     ranges_ = visible_ranges(call_.forward, {first_, first_ + count_, 0, 0, batch_, head_, p_.queries, p_.keys},
@@ -118,7 +118,6 @@ class BackwardBlock {
 
     std::fill_n(s_.dq, p_.dim * width, T(0));
     std::fill_n(s_.parameters, call_.modifiers * width, T(0));
-    std::fill_n(ones_, width, T(1));
     for_each_range([&](const KeyRange& range, const T* weights) { pass(range, weights); });
     store_queries();
     store_parameters();
@@ -334,7 +333,7 @@ class BackwardBlock {
     derive(x);
     if (guard_) return add_guarded(range, k);
 
-    add_values<T, V>(s_.gradients, k.data, k.stride, keys, p_.dim, s_.dq, ones_);
+    add_values<T, V>(s_.gradients, k.data, k.stride, keys, p_.dim, s_.dq, Onto::output, nullptr);
     add_queries<T>(s_.output_rows, value_stride(), s_.scores, width, count_, keys,
                    sums_.dv + range.begin * value_stride());
     add_queries<T>(s_.query_rows, key_stride(), s_.gradients, width, count_, keys,
@@ -402,7 +401,6 @@ class BackwardBlock {
   bool guard_;
   Index ranges_ = 0;
   RowState<T> rows_;
-  alignas(64) T ones_[width];
 };
 
 ATTENTION_BALANCER_END_ISA

@@ -1,148 +1,24 @@
 #pragma once
 // Attention of one block of queries of one head: the loop over keys, block by block.
 //
-// Without mass the softmax is online: a strip of [block_keys, W] scores is scored, bent by the policies, weighed and
-// multiplied with V. With mass the strip holds all visible keys [Nk, W] at once, memory linear in Nk: the exact maximum
-// is known before the first exponential, each score is exponentiated once, and a last pass over the strip adds
-// p = weight / sum to the mass of each key. Recomputing Q K^T instead would cost half as much again.
+// Without mass the softmax is online: a strip of [block_keys, W] scores is scored, bent by the policies, weighed
+// and multiplied with V. With mass the strip holds all visible keys [Nk, W] at once, memory linear in Nk: the exact
+// maximum is known before the first exponential, each score is exponentiated once, and a last pass over the strip
+// adds p = weight / sum to the mass of each key. Recomputing Q K^T instead would cost half as much again.
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <new>
 
-#include "attention_balancer/attention/detail/stage.hpp"
+#include "attention_balancer/attention/detail/call.hpp"
+#include "attention_balancer/attention/detail/layout.hpp"
 #include "attention_balancer/attention/detail/statistic.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
-#include "attention_balancer/attention/evidence.hpp"
 #include "attention_balancer/softmax/sparse.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
-
-/// Keys per step: the strip [block_keys, W] and a block of K or V stay in the first caches.
-inline constexpr Index block_keys = 128;
-
-/// Queries in a full block.
-template <Scalar T>
-inline constexpr Index block_width = Index(block_packs) * simd::lanes<T>;
-
-/// The policies of a call behind plain functions: one pointer call per block of keys.
-template <Scalar T>
-struct PolicyCalls {
-  const void* policies = nullptr;
-  bool has_modifiers = false, has_masks = false;
-  mask::Coverage (*classify)(const void*, const Rect&) = nullptr;
-  // By number of packs less one.
-  void (*bend[block_packs])(const void*, T* scores, const Place&, bool partial, T* top) = {};
-  void (*expose[block_packs])(const void*, const Place&, const T* u, T* exposure) = {};
-  // For scores of one query, keys side by side.
-  void (*bend_keys)(const void*, T* scores, const Place&, bool partial) = nullptr;
-  void (*expose_keys)(const void*, const Place&, T u, T* exposure) = nullptr;
-};
-
-/// Rows of K or V with unit feature stride.
-template <Scalar T>
-struct Rows {
-  const T* data;
-  Index stride;
-};
-
-/// A call as the kernels see it: plain pointers and numbers.
-template <Scalar T>
-struct Call {
-  Problem problem;
-  TensorView<const T> q, k, v;
-  TensorView<T> out;
-  T scale = T(1);
-  const void* sinks = nullptr;  // null: none
-  T (*sink_logit)(const void* sinks, Index head) = nullptr;
-  PolicyCalls<T> policies = {};
-  QueryWeights weights = QueryWeights::none();
-  evidence::Kind statistic = evidence::Kind::mass;
-  Normalization normalization = {};
-};
-
-/// Where the evidence of one head, or of one chunk of its queries, goes. Null pointers: not observed.
-template <Scalar T>
-struct EvidenceRows {
-  T* lse = nullptr;       // [Nq] of the head
-  T* entropy = nullptr;   // [Nq] of the head
-  Index* support = nullptr;  // [Nq] of the head; null with softmax
-  T* mass = nullptr;      // [Nk]; null for QueryWeights::none()
-  T* exposure = nullptr;  // [Nk]
-  T* statistic = nullptr;  // [Nk]; null if the mass is all that is asked for
-  T* totals = nullptr;    // sink mass, empty rows
-};
-
-/// A run of visible keys; `partial`: the masks must be tested lane by lane.
-struct KeyRange {
-  Index begin, end;
-  bool partial;
-};
-
-/// Memory of one worker, carved out of the workspace.
-template <Scalar T>
-struct Scratch {
-  T *queries, *output, *strip;         // [D, W], [Dv, W], [block_keys or Nk, W]
-  T *packed_keys, *packed_values;      // [block_keys, D], [block_keys, Dv]
-  T* spare;                            // [block_keys, W]: scores kept while their block is weighed; products of leave-one-out
-  KeyRange* ranges;                    // [Nk / block_keys + 1]
-  T* partial;                          // a chunk's evidence: mass, exposure, statistic [Nk] each, sink mass, empty rows
-
-  static Index padded(Index elements) noexcept { return (elements + 15) / 16 * 16; }
-
-  /// Sets the pointers from `memory` on, aligned to 64 bytes, if it is not null; returns the number of bytes used.
-  Index carve(std::byte* memory, const Problem& p, bool whole_strip, Index partial_size) noexcept {
-    Index used = 0;
-    auto take = [&](auto*& pointer, Index elements) {
-      if (memory != nullptr) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
-      used += padded(elements) * static_cast<Index>(sizeof(*pointer));
-    };
-    constexpr Index width = block_width<T>;
-    take(queries, p.dim * width);
-    take(output, p.value_dim * width);
-    take(strip, std::max(whole_strip ? p.keys : 0, block_keys) * width);
-    take(packed_keys, block_keys * p.dim);
-    take(packed_values, block_keys * p.value_dim);
-    take(spare, block_keys * width);
-    take(ranges, p.keys / block_keys + 2);
-    take(partial, partial_size);
-    return used;
-  }
-};
-
-/// Lists the keys that a block of queries may see: halves what is mixed until it is uniform or one block long, and
-/// trims mixed blocks at both ends. Returns the number of ranges.
-template <Scalar T>
-Index visible_ranges(const Call<T>& call, Rect rect, KeyRange* ranges) noexcept {
-  Index count = 0;
-  auto emit = [&](Index begin, Index end, bool partial) {
-    for (; begin < end; begin += block_keys) ranges[count++] = {begin, std::min(begin + block_keys, end), partial};
-  };
-  if (!call.policies.has_masks) {
-    emit(0, call.problem.keys, false);
-    return count;
-  }
-  auto classify = [&](Index begin, Index end) {
-    rect.key_begin = begin, rect.key_end = end;
-    return call.policies.classify(call.policies.policies, rect);
-  };
-  constexpr Index grain = 16;
-  auto visit = [&](auto& self, Index begin, Index end) -> void {
-    const auto coverage = classify(begin, end);
-    if (coverage == mask::Coverage::skip) return;
-    if (coverage == mask::Coverage::full) return emit(begin, end, false);
-    if (end - begin > block_keys) {
-      const Index middle = begin + ((end - begin) / 2 + block_keys - 1) / block_keys * block_keys;
-      self(self, begin, middle);
-      return self(self, middle, end);
-    }
-    while (begin + grain < end && classify(begin, begin + grain) == mask::Coverage::skip) begin += grain;
-    while (begin + grain < end && classify(end - grain, end) == mask::Coverage::skip) end -= grain;
-    emit(begin, end, true);
-  };
-  if (call.problem.keys > 0) visit(visit, 0, call.problem.keys);
-  return count;
-}
 
 /// One block of V packs of queries, `count` of them real: the rest repeat the last one and weigh nothing.
 template <Scalar T, int V>
@@ -150,34 +26,79 @@ class Block {
  public:
   Block(const Call<T>& call, Index batch, Index head, Index first, Index count, const Scratch<T>& scratch,
         const EvidenceRows<T>& evidence) noexcept
-      : call_(call), p_(call.problem), batch_(batch), head_(head), kv_head_(head / (p_.heads / p_.kv_heads)),
-        first_(first), count_(count), s_(scratch), evidence_(evidence) {}
+      : call_(call),
+        p_(call.problem),
+        batch_(batch),
+        head_(head),
+        kv_head_(head / (p_.heads / p_.kv_heads)),
+        first_(first),
+        count_(count),
+        far_{is_far<T>(p_), false},
+        s_(scratch),
+        evidence_(evidence) {}
+
+  /// The same with the memory of block `place` of those that walk together.
+  Block(const Block& first_of_them, Index place, Index first) noexcept
+      : Block(first_of_them.call_, first_of_them.batch_, first_of_them.head_, first, width, first_of_them.s_,
+              first_of_them.evidence_) {
+    far_.rows = false;
+    s_.queries += place * p_.dim * width;
+    s_.output += place * p_.value_dim * width;
+    s_.strip += place * s_.strip_size;
+  }
 
   void run() noexcept {
-    load_queries();
-    ranges_ = visible_ranges(call_, {first_, first_ + count_, 0, 0, batch_, head_, p_.queries, p_.keys}, s_.ranges);
-    const bool weighted = evidence_.mass != nullptr && load_query_weights();
-    attend(weighted, false);
-    // A value that is infinite or not a number may have met the weight 0 of a query that does not see it. That shows
-    // in the output, and is rare.
-    if (!all_finite<T, V>(s_.output, p_.value_dim)) attend(weighted, true);
-    normalize_block<T, V>(state_, call_.sinks ? call_.sink_logit(call_.sinks, head_) : -infinity<T>, evidence_.lse != nullptr, result_);
-    store_output();
-    if (evidence_.lse != nullptr) store_evidence(weighted);
+    begin();
+    Block* const alone[] = {this};
+    attend(alone, 1, false);
+    finish();
+  }
+
+  /// This block and the `count` - 1 that follow it, all of whole packs: the same results.
+  void run_together(Index count) noexcept {
+    if (count == 2) return run_together<2>();
+    run_together<4>();
   }
 
  private:
   static constexpr int n = simd::lanes<T>;
   static constexpr Index width = V * n;
 
+  template <int Count>
+  ATTENTION_BALANCER_NOINLINE void run_together() noexcept {
+    alignas(Block) std::byte memory[Count - 1][sizeof(Block)];
+    Block* blocks[Count] = {this};
+    for (int b = 1; b < Count; ++b) blocks[b] = new (memory[b - 1]) Block(*this, b, first_ + b * width);
+    for (Block* b : blocks) b->begin();
+    attend(blocks, Count, false);
+    for (Block* b : blocks) b->finish();
+  }
+
+  void begin() noexcept {
+    load_queries();
+    begin_head();
+    ranges_ = visible_ranges(
+        call_, {first_, first_ + count_, 0, 0, call_.first_batch + batch_, head_, p_.queries, p_.keys}, s_.ranges);
+    weighted_ = evidence_.mass != nullptr && load_query_weights();
+    keeps_ = weighted_ || is_sparse(call_.normalization);
+    far_.strip = keeps_ && is_far_strip<T>(p_);
+  }
+
+  void finish() noexcept {
+    // A value that is infinite or not a number may have met the weight 0 of a query that does not see it. That
+    // shows in the output, and is rare.
+    Block* const alone[] = {this};
+    if (!all_finite<T>(s_.output, p_.value_dim * V)) attend(alone, 1, true);
+    normalize_block<T, V>(state_, call_.sinks ? call_.sink_logit(call_.sinks, head_) : -infinity<T>,
+                          evidence_.lse != nullptr, result_);
+    store_output();
+    if (evidence_.lse != nullptr) store_evidence(weighted_);
+  }
+
   void load_queries() noexcept {
     const TensorView<const T>& q = call_.q;
-    copy_matrix(s_.queries, width, Index(1), &q(batch_, head_, first_, 0), q.dim_stride, q.length_stride, p_.dim, count_);
-    for (Index c = 0; c < p_.dim; ++c)
-      for (Index i = count_; i < width; ++i) s_.queries[c * width + i] = s_.queries[c * width + count_ - 1];
-    alignas(64) T scale[width];
-    std::fill_n(scale, width, call_.scale);
-    multiply_rows<T, V>(s_.queries, p_.dim, scale);
+    load_block<T, V>(&q(batch_, head_, first_, 0), q.length_stride, q.dim_stride, count_, p_.dim, call_.scale,
+                     s_.queries);
   }
 
   /// Fills u_ and returns whether any query counts.
@@ -190,42 +111,81 @@ class Block {
     return any;
   }
 
-  /// Rows of K or V where they lie, or packed if their feature stride is not 1.
-  static Rows<T> rows_of(const TensorView<const T>& x, Index b, Index h, Index begin, Index end, T* packed) noexcept {
-    const T* first = x.data + b * x.batch_stride + h * x.head_stride + begin * x.length_stride;
-    if (x.dim_stride == 1 || x.dim == 1) return {first, x.length_stride};
-    copy_matrix(packed, x.dim, Index(1), first, x.length_stride, x.dim_stride, end - begin, x.dim);
-    return {packed, x.dim};
+  /// Rows of K or V where they lie, or packed if their feature stride is not 1: each block once for all the queries
+  /// of a head that a worker takes in turn.
+  Rows<T> rows_of(const TensorView<const T>& x, const KeyRange& range, T* to, unsigned char* done) const noexcept {
+    const T* first = x.data + batch_ * x.batch_stride + kv_head_ * x.head_stride;
+    if (to == nullptr) return {first + range.begin * x.length_stride, x.length_stride};
+    for (Index b = range.begin / block_keys; b <= (range.end - 1) / block_keys; ++b) {
+      if (done[b]) continue;
+      const Index begin = b * block_keys, keys = std::min(block_keys, p_.keys - begin);
+      copy_matrix(to + begin * x.dim, x.dim, Index(1), first + begin * x.length_stride, x.length_stride,
+                  x.dim_stride, keys, x.dim);
+      done[b] = 1;
+    }
+    return {to + range.begin * x.dim, x.dim};
+  }
+  Rows<T> keys_of(const KeyRange& range) const noexcept {
+    return rows_of(call_.k, range, s_.packed_keys, s_.packed);
+  }
+  Rows<T> values_of(const KeyRange& range) const noexcept {
+    return rows_of(call_.v, range, s_.packed_values, s_.packed + p_.keys / block_keys + 1);
   }
 
-  void attend(bool weighted, bool guard) noexcept {
+  /// Forgets what is packed of another head.
+  void begin_head() const noexcept {
+    const Index head = batch_ * p_.kv_heads + kv_head_;
+    if (*s_.packed_head == head) return;
+    *s_.packed_head = head;
+    std::fill_n(s_.packed, 2 * (p_.keys / block_keys + 1), static_cast<unsigned char>(0));
+  }
+
+  /// The walk over the keys, of blocks with the same ranges.
+  static void attend(Block* const* blocks, int count, bool guard) noexcept {
+    const Index ranges = blocks[0]->ranges_;
+    for (int b = 0; b < count; ++b) blocks[b]->start();
+    for (Index r = 0; r < ranges; ++r)
+      for (int b = 0; b < count; ++b) blocks[b]->step(r, guard);
+    for (int b = 0; b < count; ++b) blocks[b]->turn();
+    for (Index r = 0; r < ranges; ++r)
+      for (int b = 0; b < count; ++b) blocks[b]->spend_kept(r, guard);
+  }
+
+  void start() noexcept {
     state_.clear();
-    std::fill_n(s_.output, p_.value_dim * width, T(0));
-    alignas(64) T top[width];
-    std::fill_n(top, width, -infinity<T>);
-    if (weighted || is_sparse(call_.normalization)) {
-      T* scores = s_.strip;
-      for (Index r = 0; r < ranges_; ++r) scores = score(s_.ranges[r], scores, top);
-      raise_top<T, V>(state_, top);
-      if (is_sparse(call_.normalization)) sparsify_strip((scores - s_.strip) / width);
-      std::fill_n(state_.shrink, width, T(1));
-      scores = s_.strip;
-      for (Index r = 0; r < ranges_; ++r) scores = spend(s_.ranges[r], scores, guard);
-    } else {
-      for (Index r = 0; r < ranges_; ++r) {
-        score(s_.ranges[r], s_.strip, top);
-        raise_top<T, V>(state_, top);
-        spend(s_.ranges[r], s_.strip, guard);
-      }
+    if (ranges_ == 0) std::fill_n(s_.output, p_.value_dim * width, T(0));
+    std::fill_n(top_, width, -infinity<T>);
+    kept_ = s_.strip;
+  }
+
+  /// A range of keys: scores that are kept, if all of them are needed at once, or all that there is to do.
+  void step(Index r, bool guard) noexcept {
+    const KeyRange& range = s_.ranges[r];
+    if (keeps_) {
+      kept_ = score(range, kept_, top_);
+      return;
     }
+    score(range, s_.strip, top_);
+    const bool shrunk = raise_top<T, V>(state_, top_);
+    spend(range, s_.strip, r == 0 ? Onto::zero : shrunk ? Onto::shrunk_output : Onto::output, guard);
+  }
+
+  void turn() noexcept {
+    if (keeps_) raise_top<T, V>(state_, top_);
+    if (is_sparse(call_.normalization)) sparsify_strip((kept_ - s_.strip) / width);
+    kept_ = s_.strip;
+  }
+
+  void spend_kept(Index r, bool guard) noexcept {
+    if (keeps_) kept_ = spend(s_.ranges[r], kept_, r == 0 ? Onto::zero : Onto::output, guard);
   }
 
   /// Scores of a range of keys into the strip, after all policies; returns the strip after it.
   T* score(const KeyRange& range, T* scores, T* top) noexcept {
     const Index keys = range.end - range.begin;
-    const Rows<T> k = rows_of(call_.k, batch_, kv_head_, range.begin, range.end, s_.packed_keys);
+    const Rows<T> k = keys_of(range);
     const bool bent = call_.policies.has_modifiers || range.partial;
-    score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, scores, bent ? nullptr : top);
+    score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, scores, bent ? nullptr : top, far_);
     if (bent) call_.policies.bend[V - 1](call_.policies.policies, scores, place(range), range.partial, top);
     return scores + keys * width;
   }
@@ -249,7 +209,7 @@ class Block {
   }
 
   /// Turns the scores of a range into weights and adds the weighted values to the output.
-  T* spend(const KeyRange& range, T* scores, bool guard) noexcept {
+  T* spend(const KeyRange& range, T* scores, Onto onto, bool guard) noexcept {
     const Index keys = range.end - range.begin;
     if (guard && has_weights())
       keep_weights(scores, keys * width);
@@ -257,9 +217,9 @@ class Block {
       std::copy_n(scores, keys * width, s_.spare);
     if (!has_weights()) evidence_.lse != nullptr ? weigh<T, V, true>(scores, keys, state_) : weigh<T, V, false>(scores, keys, state_);
     if (p_.value_dim > 0) {
-      Rows<T> v = rows_of(call_.v, batch_, kv_head_, range.begin, range.end, s_.packed_values);
+      Rows<T> v = values_of(range);
       if (guard) v = guarded(v, keys);
-      add_values<T, V>(scores, v.data, v.stride, keys, p_.value_dim, s_.output, state_.shrink);
+      add_values<T, V>(scores, v.data, v.stride, keys, p_.value_dim, s_.output, onto, state_.shrink, far_);
       if (guard) add_guarded(range, scores);
     }
     return scores + keys * width;
@@ -269,11 +229,11 @@ class Block {
   ATTENTION_BALANCER_NOINLINE Rows<T> guarded(Rows<T> v, Index keys) noexcept {
     for (Index j = 0; j < keys; ++j) {
       const T* from = v.data + j * v.stride;
-      T* to = s_.packed_values + j * p_.value_dim;
+      T* to = s_.guarded_values + j * p_.value_dim;
       const bool finite = std::all_of(from, from + p_.value_dim, [](T x) { return std::isfinite(x); });
       for (Index c = 0; c < p_.value_dim; ++c) to[c] = finite ? from[c] : T(0);
     }
-    return {s_.packed_values, p_.value_dim};
+    return {s_.guarded_values, p_.value_dim};
   }
 
   /// Adds the rows that guarded left out, only for the queries whose score is not masked.
@@ -293,10 +253,9 @@ class Block {
 
   void store_output() noexcept {
     if (p_.value_dim == 0) return;
-    multiply_rows<T, V>(s_.output, p_.value_dim, result_.factor);
     const TensorView<T>& out = call_.out;
-    copy_matrix(&out(batch_, head_, first_, 0), out.length_stride, out.dim_stride, static_cast<const T*>(s_.output),
-                Index(1), width, count_, p_.value_dim);
+    store_block<T, V>(s_.output, result_.factor, &out(batch_, head_, first_, 0), out.length_stride, out.dim_stride,
+                      count_, p_.value_dim);
   }
 
   ATTENTION_BALANCER_NOINLINE void store_sparse() noexcept {
@@ -317,6 +276,8 @@ class Block {
       if (state_.sum[i] == T(0)) evidence_.totals[1] += T(1);
     if (!weighted) return;
 
+    const bool leave_one_out = call_.statistic == evidence::Kind::leave_one_out;
+    if (leave_one_out) multiply_rows<T, V>(s_.output, p_.value_dim, result_.factor);
     alignas(64) T factor[width];
     T u_of_block(0);
     for (Index i = 0; i < width; ++i) {
@@ -325,7 +286,7 @@ class Block {
       u_of_block += u_[i];
       if (!std::isfinite(state_.sum[i])) isolate(i, factor);
     }
-    if (call_.statistic == evidence::Kind::leave_one_out) square_outputs();
+    if (leave_one_out) square_outputs();
     const T* weights = s_.strip;
     for (Index r = 0; r < ranges_; ++r) {
       const KeyRange& range = s_.ranges[r];
@@ -335,12 +296,12 @@ class Block {
       if (range.partial)
         call_.policies.expose[V - 1](call_.policies.policies, place(range), u_, evidence_.exposure);
       else
-        for (Index j = range.begin; j < range.end; ++j) evidence_.exposure[j] += u_of_block;
+        add_to_all(evidence_.exposure + range.begin, range.end - range.begin, u_of_block);
     }
   }
 
-  /// output_squares_ [W] = |o|^2, of the outputs that store_output has normalised. Notes what leave-one-out must expect:
-  /// a key with p >= 1/2 (the largest weight of a query is 1), and outputs that are not finite.
+  /// output_squares_ [W] = |o|^2, of normalised outputs. Notes what leave-one-out must expect: a key with p >= 1/2
+  /// (the largest weight of a query is 1), and outputs that are not finite.
   void square_outputs() noexcept {
     std::fill_n(output_squares_, width, T(0));
     for (Index c = 0; c < p_.value_dim; ++c)
@@ -363,14 +324,14 @@ class Block {
       case evidence::Kind::squared_odds: return add_squared_odds<T, V>(rows, keys, into);
       case evidence::Kind::leave_one_out: break;
     }
-    const Rows<T> v = rows_of(call_.v, batch_, kv_head_, range.begin, range.end, s_.packed_values);
+    const Rows<T> v = values_of(range);
     for (Index j = 0; j < keys; j += leave_one_out_keys) {
       const Index now = std::min(leave_one_out_keys, keys - j);
       const T* values = v.data + j * v.stride;
       score_keys<T, V>(s_.output, values, v.stride, now, p_.value_dim, s_.spare, nullptr);
       add_leave_one_out<T, V>({weights + j * width, result_.factor, u_},
-                              {s_.output, output_squares_, values, v.stride, p_.value_dim, s_.spare}, peaked_, finite_,
-                              now, into + j);
+                              {s_.output, output_squares_, values, v.stride, p_.value_dim, s_.spare}, peaked_,
+                              finite_, now, into + j);
     }
   }
 
@@ -382,22 +343,26 @@ class Block {
     for (Index r = 0; r < ranges_; ++r) {
       score(s_.ranges[r], s_.spare, top);  // once more: a weight of 0 does not tell masked from small
       for (Index j = 0; j < s_.ranges[r].end - s_.ranges[r].begin; ++j, weights += width)
-        weights[i] = u_[i] == T(0) || s_.spare[j * width + i] == -infinity<T> ? T(0)
-                                                                             : std::numeric_limits<T>::quiet_NaN();
+        weights[i] =
+            u_[i] == T(0) || s_.spare[j * width + i] == -infinity<T> ? T(0) : std::numeric_limits<T>::quiet_NaN();
     }
     factor[i] = result_.factor[i] = T(1);
   }
 
   Place place(const KeyRange& range) const noexcept {
-    return {&p_, batch_, head_, first_, range.begin, range.end};
+    return {&p_, call_.first_batch + batch_, head_, first_, range.begin, range.end};
   }
 
   const Call<T>& call_;
   const Problem& p_;
   const Index batch_, head_, kv_head_, first_, count_;
-  const Scratch<T>& s_;
+  Far far_;  // of blocks that walk together, only the first asks for keys and values early
+  Scratch<T> s_;
   const EvidenceRows<T>& evidence_;
   Index ranges_ = 0;
+  bool weighted_ = false, keeps_ = false;  // the strip of all scores
+  T* kept_ = nullptr;  // where the strip goes on
+  alignas(64) T top_[width];
   OnlineState<T> state_;
   Sparse<T> sparse_;
   Normalized<T> result_;
@@ -406,14 +371,23 @@ class Block {
   bool peaked_ = false, finite_ = true;
 };
 
-/// The queries [first, end) of one head, in blocks of three packs; four packs are two blocks of two, because a block
-/// of one pack makes poor use of what it loads.
+/// The queries [first, end) of one head, in blocks of three packs; four packs are two blocks of two, because a
+/// block of one pack makes poor use of what it loads.
 template <Scalar T>
-ATTENTION_BALANCER_NOINLINE void attend_queries(const Call<T>& call, Index batch, Index head, Index first, Index end,
-                                                const Scratch<T>& scratch, const EvidenceRows<T>& evidence) noexcept {
+ATTENTION_BALANCER_NOINLINE void attend_queries(const Call<T>& call, Index batch, Index head, Index first,
+                                                Index end, const Scratch<T>& scratch,
+                                                const EvidenceRows<T>& evidence) noexcept {
   constexpr Index n = simd::lanes<T>;
   while (first < end) {
     const Index packs = (end - first + n - 1) / n;
+    const Index run = scratch.together * block_packs;
+    // The same blocks as one by one: none but the last is short, and no four packs are left on the way.
+    if (scratch.together > 1 && packs >= run + 2) {
+      Block<T, block_packs>(call, batch, head, first, block_packs * n, scratch, evidence)
+          .run_together(scratch.together);
+      first += run * n;
+      continue;
+    }
     const Index now = packs == 4 ? 2 : std::min(packs, Index(block_packs));
     const Index count = std::min(now * n, end - first);
     if (now == 3)

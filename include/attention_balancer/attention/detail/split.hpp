@@ -9,6 +9,7 @@
 
 #include "attention_balancer/attention/detail/block.hpp"
 #include "attention_balancer/attention/detail/decode_tile.hpp"
+#include "attention_balancer/attention/detail/layout.hpp"
 #include "attention_balancer/cache/kv_view.hpp"
 #include "attention_balancer/softmax/row_softmax.hpp"
 
@@ -113,7 +114,7 @@ class SplitWork {
     // A value that is infinite or not a number may have met the weight 0 of a row that does not see it. That shows
     // in the output, and is rare.
     const T* const all = output_;
-    if (!all_finite<T, 1>(all, sizes_.rows * sizes_.value_dim / simd::lanes<T>)) attend(begin, end, true);
+    if (!all_finite<T>(all, sizes_.rows * sizes_.value_dim / simd::lanes<T>)) attend(begin, end, true);
   }
 
   /// |v_j - o|^2 for the keys [begin, end) of a block into the spare strip; output [Dv], zeros behind.
@@ -172,7 +173,8 @@ class SplitWork {
     bool any = false;
     for (Index g = 0; g < group_; ++g) {
       const auto coverage = call_.policies.classify(
-          call_.policies.policies, {0, p_.queries, begin, end, batch_, kv_head_ * group_ + g, p_.queries, p_.keys});
+          call_.policies.policies,
+          {0, p_.queries, begin, end, call_.first_batch + batch_, kv_head_ * group_ + g, p_.queries, p_.keys});
       s_.coverage[g] = static_cast<unsigned char>(coverage);
       any = any || coverage != mask::Coverage::skip;
     }
@@ -253,9 +255,10 @@ class SplitWork {
       } else {
         const bool partial = covered == mask::Coverage::partial;
         if (partial || call_.policies.has_modifiers)
-          call_.policies.bend_keys(call_.policies.policies, row,
-                                   {&p_, batch_, kv_head_ * group_ + r / p_.queries, r % p_.queries, from, to},
-                                   partial);
+          call_.policies.bend_keys(
+              call_.policies.policies, row,
+              {&p_, call_.first_batch + batch_, kv_head_ * group_ + r / p_.queries, r % p_.queries, from, to},
+              partial);
         std::fill(row + count, row + stride, -infinity<T>);
       }
       if (kept_ != nullptr) std::copy_n(row, count, kept_ + r * kept_stride_ + from);

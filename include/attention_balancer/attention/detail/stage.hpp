@@ -1,6 +1,8 @@
 #pragma once
-// The stages between the matrix products: moving blocks between layouts, policies on scores.
+// The stage between the matrix products that knows the policies.
 
+#include <algorithm>
+#include <concepts>
 #include <tuple>
 
 #include "attention_balancer/mask/concepts.hpp"
@@ -10,62 +12,25 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// to[r * to_row + c * to_column] = from[r * from_row + c * from_column], fast where both are contiguous along the
-/// same axis or along different ones.
-template <Scalar T>
-ATTENTION_BALANCER_NOINLINE void copy_matrix(T* to, Index to_row, Index to_column, const T* from, Index from_row,
-                                             Index from_column, Index rows, Index columns) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  Index whole_rows = 0, whole_columns = 0;  // what the transposing tiles have done
-  if (to_column == 1 && from_row == 1 && n > 1) {
-    whole_rows = rows - rows % n;
-    whole_columns = columns - columns % n;
-    for (Index r = 0; r < whole_rows; r += n)
-      for (Index c = 0; c < whole_columns; c += n) {
-        S tile[n];
-        ATTENTION_BALANCER_UNROLL
-        for (int i = 0; i < n; ++i) tile[i] = simd::load<S>(from + r + (c + i) * from_column);
-        simd::transpose(tile);
-        ATTENTION_BALANCER_UNROLL
-        for (int i = 0; i < n; ++i) simd::store(to + (r + i) * to_row + c, tile[i]);
-      }
-  } else if (to_row == 1 && from_column == 1 && n > 1) {
-    return copy_matrix(to, to_column, to_row, from, from_column, from_row, columns, rows);
-  }
-  for (Index r = 0; r < rows; ++r)
-    for (Index c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
-      to[r * to_row + c * to_column] = from[r * from_row + c * from_column];
-}
-
-/// x [rows, V packs] *= factor [V packs]
-template <Scalar T, int V>
-void multiply_rows(T* x, Index rows, const T* factor) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  for (Index r = 0; r < rows; ++r)
-    ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) {
-      T* at = x + (r * V + v) * n;
-      simd::store_aligned(at, simd::load_aligned<S>(at) * simd::load_aligned<S>(factor + v * n));
-    }
-}
-
-/// Whether all of x [rows, V packs] is finite.
-template <Scalar T, int V>
-bool all_finite(const T* x, Index rows) noexcept {
-  using S = simd::Pack<T>;
-  S trace(T(0));  // 0 * x is not a number exactly where x is infinite or not a number
-  for (Index i = 0; i < rows * V; ++i)
-    trace = simd::fma(simd::load_aligned<S>(x + i * simd::lanes<T>), S(T(0)), trace);
-  return simd::reduce_add(trace) == T(0);  // not by x != x: of not a number, xsimd 8.1 calls that false on AVX
-}
-
 /// Where a block of scores stands.
 struct Place {
   const Problem* problem;
   Index batch, head, first_query, key_begin, key_end;
 };
+
+template <class P>
+concept ChoosesLanes = requires(const P& p) {
+  { p.prefers_key_lanes() } -> std::convertible_to<bool>;
+};
+
+/// Whether a policy would rather have keys as lanes.
+template <class P>
+bool prefers_key_lanes(const P& policy) noexcept {
+  if constexpr (ChoosesLanes<P>)
+    return policy.prefers_key_lanes();
+  else
+    return false;
+}
 
 /// The score modifiers and masks of a call, for scores of T. All that depends on the types of the policies is here,
 /// so that the kernels are compiled once per scalar whatever the policies are.
@@ -79,6 +44,7 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
 
   static constexpr bool has_modifiers = sizeof...(Modifiers) > 0;
   static constexpr bool has_masks = sizeof...(Masks) > 0;
+  static constexpr bool can_choose_lanes = (ChoosesLanes<Modifiers> || ...) || (ChoosesLanes<Masks> || ...);
 
   template <class S>
   ATTENTION_BALANCER_INLINE S bend_score(S score, const Site<S>& site) const {
@@ -119,14 +85,27 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
   void expose(const Place& at, const T* u, T* exposure) const noexcept {
     if constexpr (has_masks) {
       using S = simd::Pack<T>;
+      constexpr int n = simd::lanes<T>;
+      Index first = at.key_begin;
+      if constexpr (can_choose_lanes && n > 1)
+        if (masks_prefer_keys())
+          for (; first + n <= at.key_end; first += n) {
+            auto site = Site<S>::along_keys(at.batch, at.head, *at.problem, at.first_query, first);
+            S seen(T(0));
+            for (int i = 0; i < V * n; ++i) {
+              site.move_to_query(std::min(at.first_query + i, at.problem->queries - 1));
+              seen = seen + simd::select(visible(site), S(u[i]), S(T(0)));
+            }
+            simd::store(exposure + first, simd::load<S>(exposure + first) + seen);
+          }
       Site<S> sites[V] = {};
       place_sites(sites, at);
-      for (Index j = at.key_begin; j < at.key_end; ++j) {
+      for (Index j = first; j < at.key_end; ++j) {
         S seen(T(0));
         ATTENTION_BALANCER_UNROLL
         for (int v = 0; v < V; ++v) {
           sites[v].move_to_key(j);
-          seen = seen + simd::select(visible(sites[v]), simd::load_aligned<S>(u + v * simd::lanes<T>), S(T(0)));
+          seen = seen + simd::select(visible(sites[v]), simd::load_aligned<S>(u + v * n), S(T(0)));
         }
         exposure[j] += simd::reduce_add(seen);
       }
@@ -172,27 +151,83 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
                                                     at.first_query + v * simd::lanes<T>, at.key_begin);
   }
 
+  bool modifiers_prefer_keys() const noexcept {
+    return std::apply([](const auto&... m) { return (false || ... || detail::prefers_key_lanes(m)); }, modifiers);
+  }
+  bool masks_prefer_keys() const noexcept {
+    return std::apply([](const auto&... m) { return (false || ... || detail::prefers_key_lanes(m)); }, masks);
+  }
+
+  template <bool Masked, class S>
+  ATTENTION_BALANCER_INLINE S bend_and_mask(const S& score, const Site<S>& site) const noexcept {
+    const S bent = bend_score<S>(score, site);
+    if constexpr (Masked)
+      return simd::select(visible(site), bent, S(-infinity<T>));
+    else
+      return bent;
+  }
+
   template <int V, bool Masked>
   ATTENTION_BALANCER_NOINLINE void bend_block(T* scores, const Place& at, T* top) const noexcept {
     using S = simd::Pack<T>;
     constexpr int n = simd::lanes<T>;
+    Index done = 0;
+    if constexpr (can_choose_lanes && n > 1)
+      if (modifiers_prefer_keys() || (Masked && masks_prefer_keys())) {
+        done = (at.key_end - at.key_begin) / n * n;
+        for (int v = 0; v < V; ++v)
+          for (Index j = 0; j < done; j += n)
+            bend_tile<Masked>(scores + (j * V + v) * n, V * n, at, at.first_query + v * n, at.key_begin + j,
+                              top + v * n);
+        scores += done * V * n;
+      }
     Site<S> sites[V] = {};
     place_sites(sites, at);
     S highest[V];
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) highest[v] = simd::load_aligned<S>(top + v * n);
-    for (Index j = at.key_begin; j < at.key_end; ++j, scores += V * n) {
+    for (Index j = at.key_begin + done; j < at.key_end; ++j, scores += V * n) {
       ATTENTION_BALANCER_UNROLL
       for (int v = 0; v < V; ++v) {
         sites[v].move_to_key(j);
-        S score = bend_score<S>(simd::load_aligned<S>(scores + v * n), sites[v]);
-        if constexpr (Masked) score = simd::select(visible(sites[v]), score, S(-infinity<T>));
+        const S score = bend_and_mask<Masked>(simd::load_aligned<S>(scores + v * n), sites[v]);
         simd::store_aligned(scores + v * n, score);
         highest[v] = simd::max(score, highest[v]);
       }
     }
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) simd::store_aligned(top + v * n, highest[v]);
+  }
+
+  /// One pack of queries by as many keys, scores[key * row + query], with the keys in the lanes: what a policy
+  /// looks up along the keys is then one load, not one per lane.
+  template <bool Masked>
+  ATTENTION_BALANCER_INLINE void bend_tile(T* scores, Index row, const Place& at, Index query, Index key,
+                                           T* top) const noexcept {
+    using S = simd::Pack<T>;
+    constexpr int n = simd::lanes<T>;
+    alignas(64) T turned[n * n];
+    S tile[n];
+    ATTENTION_BALANCER_UNROLL
+    for (int i = 0; i < n; ++i) tile[i] = simd::load_aligned<S>(scores + i * row);
+    simd::transpose(tile);
+    ATTENTION_BALANCER_UNROLL
+    for (int i = 0; i < n; ++i) simd::store_aligned(turned + i * n, tile[i]);
+    auto site = Site<S>::along_keys(at.batch, at.head, *at.problem, query, key);
+    for (int i = 0; i < n; ++i) {
+      site.move_to_query(std::min(query + i, at.problem->queries - 1));  // past the last one it is repeated
+      simd::store_aligned(turned + i * n, bend_and_mask<Masked>(simd::load_aligned<S>(turned + i * n), site));
+    }
+    ATTENTION_BALANCER_UNROLL
+    for (int i = 0; i < n; ++i) tile[i] = simd::load_aligned<S>(turned + i * n);
+    simd::transpose(tile);
+    S highest = simd::load_aligned<S>(top);
+    ATTENTION_BALANCER_UNROLL
+    for (int i = 0; i < n; ++i) {
+      simd::store_aligned(scores + i * row, tile[i]);
+      highest = simd::max(tile[i], highest);
+    }
+    simd::store_aligned(top, highest);
   }
 };
 

@@ -47,14 +47,12 @@ ATTENTION_BALANCER_NOINLINE void score_tile(const T* queries, const T* K, Index 
   constexpr int n = simd::lanes<T>;
   S tile[R][V];
   ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r)
-    ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) tile[r][v] = S(T(0));
+  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) tile[r][v] = S(T(0));
   multiply<T, V, R>(queries, K, 1, key_stride, dim, tile);
   ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r)
-    ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) simd::store_aligned(scores + (r * V + v) * n, tile[r][v]);
+  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) simd::store_aligned(scores + (r * V + v) * n, tile[r][v]);
   if (top == nullptr) return;
   ATTENTION_BALANCER_UNROLL
   for (int v = 0; v < V; ++v) {
@@ -65,48 +63,87 @@ ATTENTION_BALANCER_NOINLINE void score_tile(const T* queries, const T* K, Index 
   }
 }
 
-/// output [R, W] = output * shrink [W] + V^T weights, weights [keys, W], for R features of V.
+/// What value_tile adds to.
+enum class Onto { zero, output, shrunk_output };
+
+/// output [R, W] = (0, output or output * shrink [W]) + V^T weights, weights [keys, W], for R features of V.
 template <Scalar T, int V, int R>
-ATTENTION_BALANCER_NOINLINE void value_tile(const T* weights, const T* values, Index key_stride, Index keys, T* output,
-                                            const T* shrink) noexcept {
+ATTENTION_BALANCER_NOINLINE void value_tile(const T* weights, const T* values, Index key_stride, Index keys,
+                                            T* output, Onto onto, const T* shrink) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
   S tile[R][V];
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) {
-    const S factor = simd::load_aligned<S>(shrink + v * n);
+  if (onto == Onto::zero) {
     ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) tile[r][v] = simd::load_aligned<S>(output + (r * V + v) * n) * factor;
+    for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) tile[r][v] = S(T(0));
+  } else {
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) tile[r][v] = simd::load_aligned<S>(output + (r * V + v) * n);
+    if (onto == Onto::shrunk_output) {
+      ATTENTION_BALANCER_UNROLL
+      for (int v = 0; v < V; ++v) {
+        const S factor = simd::load_aligned<S>(shrink + v * n);
+        ATTENTION_BALANCER_UNROLL
+        for (int r = 0; r < R; ++r) tile[r][v] = tile[r][v] * factor;
+      }
+    }
   }
   multiply<T, V, R>(weights, values, key_stride, 1, keys, tile);
   ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r)
-    ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) simd::store_aligned(output + (r * V + v) * n, tile[r][v]);
+  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) simd::store_aligned(output + (r * V + v) * n, tile[r][v]);
 }
+
+/// Asks for rows that the next tiles will read. The rows of a tile are short and many, and the hardware does not
+/// see where they go on; from the third cache or from memory they would come late. Any address will do.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE void prefetch_rows(const T* x, Index stride, Index rows, Index dim) noexcept {
+  for (Index r = 0; r < rows; ++r)
+    for (Index c = 0; c < dim; c += 64 / static_cast<Index>(sizeof(T))) simd::prefetch(x + r * stride + c);
+}
+
+/// What a product reads or writes beyond the second cache, to be asked for early: rows of K or V, the strip of
+/// scores.
+struct Far {
+  bool rows = false, strip = false;
+};
 
 /// Keys in tiles of R rows, what is left in tiles of half as many, down to one.
 template <Scalar T, int V, int R = tile_rows<V>>
-void score_keys(const T* queries, const T* K, Index key_stride, Index keys, Index dim, T* scores, T* top) noexcept {
+void score_keys(const T* queries, const T* K, Index key_stride, Index keys, Index dim, T* scores, T* top,
+                Far far = {}) noexcept {
   constexpr int width = V * simd::lanes<T>;
   Index j = 0;
-  for (; j + R <= keys; j += R)
+  for (; j + R <= keys; j += R) {
+    if (far.rows) prefetch_rows(K + (j + R) * key_stride, key_stride, Index(R), dim);
+    if (far.strip) prefetch_rows(scores + (j + R) * width, Index(width), Index(R), Index(width));
     score_tile<T, V, R>(queries, K + j * key_stride, key_stride, dim, scores + j * width, top);
+  }
   if constexpr (R > 1)
     if (j < keys)
       score_keys<T, V, R / 2>(queries, K + j * key_stride, key_stride, keys - j, dim, scores + j * width, top);
 }
 
-/// Features of V in tiles of R, what is left in tiles of half as many, down to one.
+/// Features of V in tiles of R, what is left in tiles of half as many, down to one. Asks for as much as it reads of
+/// what follows.
 template <Scalar T, int V, int R = tile_rows<V>>
-void add_values(const T* weights, const T* values, Index key_stride, Index keys, Index dim, T* output,
-                const T* shrink) noexcept {
+void add_values(const T* weights, const T* values, Index key_stride, Index keys, Index dim, T* output, Onto onto,
+                const T* shrink, Far far = {}) noexcept {
   constexpr int width = V * simd::lanes<T>;
   Index c = 0;
-  for (; c + R <= dim; c += R)
-    value_tile<T, V, R>(weights, values + c, key_stride, keys, output + c * width, shrink);
+  for (; c + R <= dim; c += R) {
+    if (far.rows || far.strip) {
+      const Index first = keys + keys * c / dim, rows = keys + keys * (c + R) / dim - first;
+      if (far.rows) prefetch_rows(values + first * key_stride, key_stride, rows, dim);
+      if (far.strip) prefetch_rows(weights + first * width, Index(width), rows, Index(width));
+    }
+    value_tile<T, V, R>(weights, values + c, key_stride, keys, output + c * width, onto, shrink);
+  }
   if constexpr (R > 1)
-    if (c < dim) add_values<T, V, R / 2>(weights, values + c, key_stride, keys, dim - c, output + c * width, shrink);
+    if (c < dim)
+      add_values<T, V, R / 2>(weights, values + c, key_stride, keys, dim - c, output + c * width, onto, shrink);
 }
 
 ATTENTION_BALANCER_END_ISA

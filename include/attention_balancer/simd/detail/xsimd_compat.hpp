@@ -123,34 +123,111 @@ ATTENTION_BALANCER_INLINE Batch generate(F f, std::integer_sequence<int, Lane...
 #endif
 }
 
-/// Interleaves the low (or high) halves of a and b over the whole register: a0 b0 a1 b1 ...
-template <bool High, class T, class Arch>
-ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> interleave(const xsimd::batch<T, Arch>& a,
-                                                           const xsimd::batch<T, Arch>& b) noexcept {
-  using Batch = xsimd::batch<T, Arch>;
+/// The first `count` lanes from memory, the others 0.
+template <class Batch>
+ATTENTION_BALANCER_INLINE Batch load_first(const typename Batch::value_type* from, int count) noexcept {
+  using T = typename Batch::value_type;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Batch) == 64) {
+    if constexpr (sizeof(T) == 4)
+      return Batch(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
+    else
+      return Batch(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from));
+  }
+#endif
+  alignas(64) T values[Batch::size] = {};
+  for (int i = 0; i < count; ++i) values[i] = from[i];
+  return Batch::load_aligned(values);
+}
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE void store_first(T* to, const xsimd::batch<T, Arch>& x, int count) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(x) == 64) {
+    if constexpr (sizeof(T) == 4)
+      return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
+    else
+      return _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), x);
+  }
+#endif
+  alignas(64) T values[xsimd::batch<T, Arch>::size];
+  x.store_aligned(values);
+  for (int i = 0; i < count; ++i) to[i] = values[i];
+}
+
+/// Lane i is from[i].
+template <class Batch>
+ATTENTION_BALANCER_INLINE Batch load_bytes(const unsigned char* from) noexcept {
   constexpr int n = static_cast<int>(Batch::size);
-  [[maybe_unused]] constexpr int from = High ? n / 2 : 0;
+  [[maybe_unused]] constexpr bool single = sizeof(typename Batch::value_type) == 4;
+#if defined(__AVX512F__)
+  if constexpr (n == 16) return Batch(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+  if constexpr (n == 8 && !single)
+    return Batch(_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
+#endif
+#if defined(__AVX2__)
+  if constexpr (n == 8 && single)
+    return Batch(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
+#endif
+  return generate<Batch>([from](int lane) { return static_cast<typename Batch::value_type>(from[lane]); },
+                         std::make_integer_sequence<int, n>{});
+}
+
+/// Elements of the parts of 128 bits within which a machine moves elements most cheaply.
+template <class T>
+inline constexpr int per_part = 16 / static_cast<int>(sizeof(T));
+
+// What the shuffles below choose: element i of the result is element pattern[i] of a followed by b.
+
+/// Within each part, the low (or high) halves of a and b in turn, Chunk elements at a time.
+template <bool High, int Chunk, class T>
+constexpr int unpacked(int n, int i) {
+  const int part = i / per_part<T> * per_part<T>, at = i % per_part<T>;
+  return part + (High ? per_part<T> / 2 : 0) + at / (2 * Chunk) * Chunk + at % Chunk + (at / Chunk % 2) * n;
+}
+
+/// The even (or odd) parts of a, then those of b.
+template <bool Odd, class T>
+constexpr int every_other_part(int i) {
+  const int part = i / per_part<T>;  // counts through a, then b
+  return (2 * part + (Odd ? 1 : 0)) * per_part<T> + i % per_part<T>;
+}
+
+template <class Pattern, class T, class Arch, int... Lane>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> shuffle(const xsimd::batch<T, Arch>& a, const xsimd::batch<T, Arch>& b,
+                                                        std::integer_sequence<int, Lane...>) noexcept {
+  using Batch = xsimd::batch<T, Arch>;
 #if defined(ATTENTION_BALANCER_HAS_SHUFFLE)
   using Register = typename Batch::register_type;
   const Register x = a, y = b;
-  if constexpr (n == 2)
-    return Batch(Register(__builtin_shufflevector(x, y, from, n + from)));
-  else if constexpr (n == 4)
-    return Batch(Register(__builtin_shufflevector(x, y, from, n + from, from + 1, n + from + 1)));
-  else if constexpr (n == 8)
-    return Batch(Register(__builtin_shufflevector(x, y, from, n + from, from + 1, n + from + 1, from + 2, n + from + 2,
-                                                  from + 3, n + from + 3)));
-  else if constexpr (n == 16)
-    return Batch(Register(__builtin_shufflevector(
-        x, y, from, n + from, from + 1, n + from + 1, from + 2, n + from + 2, from + 3, n + from + 3, from + 4,
-        n + from + 4, from + 5, n + from + 5, from + 6, n + from + 6, from + 7, n + from + 7)));
+  return Batch(Register(__builtin_shufflevector(x, y, Pattern::at(sizeof...(Lane), Lane)...)));
 #else
-  alignas(64) T in[2][n], out[n];
-  a.store_aligned(in[0]);
-  b.store_aligned(in[1]);
-  for (int i = 0; i < n; ++i) out[i] = in[i % 2][from + i / 2];
+  constexpr int n = sizeof...(Lane);
+  alignas(64) T in[2 * n], out[n] = {};
+  a.store_aligned(in);
+  b.store_aligned(in + n);
+  ((out[Lane] = in[Pattern::at(n, Lane)]), ...);
   return Batch::load_aligned(out);
 #endif
+}
+
+template <bool High, int Chunk, class T>
+struct Unpack {
+  static constexpr int at(int n, int i) { return unpacked<High, Chunk, T>(n, i); }
+};
+template <bool Odd, class T>
+struct EveryOtherPart {
+  static constexpr int at(int, int i) { return every_other_part<Odd, T>(i); }
+};
+
+template <bool High, int Chunk, class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> unpack(const xsimd::batch<T, Arch>& a,
+                                                       const xsimd::batch<T, Arch>& b) noexcept {
+  return shuffle<Unpack<High, Chunk, T>>(a, b, std::make_integer_sequence<int, xsimd::batch<T, Arch>::size>{});
+}
+template <bool Odd, class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> parts(const xsimd::batch<T, Arch>& a,
+                                                      const xsimd::batch<T, Arch>& b) noexcept {
+  return shuffle<EveryOtherPart<Odd, T>>(a, b, std::make_integer_sequence<int, xsimd::batch<T, Arch>::size>{});
 }
 
 ATTENTION_BALANCER_END_ISA

@@ -1,0 +1,52 @@
+// How fast are short sequences with many heads, where what a call and a block cost once cannot hide?
+//
+// `of_peak` is the share of the FMA peak measured in the same run, `limit` what products and exponentials alone
+// allow. 4096 tokens in all, so that K and V of all heads do not stay in the first caches. `one_head` is the time
+// of a call of one head, relative to its share of the call of all heads.
+#include <benchmark/benchmark.h>
+
+#include "support/limit.hpp"
+#include "support/paired.hpp"
+
+namespace {
+
+namespace ab = attention_balancer;
+using ab::Index;
+
+template <class T>
+void small(benchmark::State& state) {
+  const Index length = state.range(0), dim = state.range(1), heads = 4096 / length;
+  std::vector<T> numbers[4];
+  ab::TensorView<T> x[4], one[4];
+  for (int i = 0; i < 4; ++i) {
+    numbers[i] = bench::normal_numbers<T>(heads * length * dim, static_cast<unsigned>(i + 1));
+    x[i] = one[i] = ab::bhsd(numbers[i].data(), 1, heads, length, dim);
+    one[i].heads = 1;
+  }
+  ab::Workspace workspace;
+  auto all_heads = [&] { ab::attention(x[0], x[1], x[2], x[3], workspace); };
+  try {
+    all_heads();
+    bench::check_last_rows(x[0], x[1], x[2], x[3]);
+  } catch (const std::exception& error) {
+    return state.SkipWithError(error.what());
+  }
+  const auto [time, of_one] =
+      bench::run_paired(state, all_heads, [&] { ab::attention(one[0], one[1], one[2], one[3], workspace); });
+  const double pairs = static_cast<double>(heads) * static_cast<double>(length) * static_cast<double>(length);
+  bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time);
+  state.counters["one_head"] = of_one * static_cast<double>(heads) / time;
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"N", "D"})->UseManualTime()->Unit(benchmark::kMicrosecond);
+  for (const int dim : {16, 32, 64, 128})
+    for (int length = 16; length <= 512; length *= 2) b->Args({length, dim});
+}
+
+BENCHMARK(small<float>)->Name("many heads<float>")->Apply(shapes);
+BENCHMARK(small<double>)->Name("many heads<double>")->Apply(shapes);
+
+}  // namespace
+
+BENCHMARK_MAIN();

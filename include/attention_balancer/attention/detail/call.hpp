@@ -1,0 +1,187 @@
+#pragma once
+// A call as the kernels see it, the memory of a worker, and which keys a block of queries may see.
+
+#include <algorithm>
+#include <cstddef>
+
+#include "attention_balancer/attention/detail/stage.hpp"
+#include "attention_balancer/attention/evidence.hpp"
+#include "attention_balancer/softmax/normalizers.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// Keys per step: the strip [block_keys, W] and a block of K or V stay in the first caches.
+inline constexpr Index block_keys = 128;
+
+/// The last step may be longer, rather than leave a few keys to a step of their own.
+inline constexpr Index longest_step = block_keys + 32;
+
+/// Queries in a full block.
+template <Scalar T>
+inline constexpr Index block_width = Index(block_packs) * simd::lanes<T>;
+
+/// The policies of a call behind plain functions: one pointer call per block of keys.
+template <Scalar T>
+struct PolicyCalls {
+  const void* policies = nullptr;
+  bool has_modifiers = false, has_masks = false;
+  mask::Coverage (*classify)(const void*, const Rect&) = nullptr;
+  // By number of packs less one.
+  void (*bend[block_packs])(const void*, T* scores, const Place&, bool partial, T* top) = {};
+  void (*expose[block_packs])(const void*, const Place&, const T* u, T* exposure) = {};
+  // For scores of one query, keys side by side.
+  void (*bend_keys)(const void*, T* scores, const Place&, bool partial) = nullptr;
+  void (*expose_keys)(const void*, const Place&, T u, T* exposure) = nullptr;
+};
+
+/// Rows of K or V with unit feature stride.
+template <Scalar T>
+struct Rows {
+  const T* data;
+  Index stride;
+};
+
+/// A call as the kernels see it: plain pointers and numbers.
+template <Scalar T>
+struct Call {
+  Problem problem;
+  TensorView<const T> q, k, v;
+  TensorView<T> out;
+  T scale = T(1);
+  const void* sinks = nullptr;  // null: none
+  T (*sink_logit)(const void* sinks, Index head) = nullptr;
+  PolicyCalls<T> policies = {};
+  QueryWeights weights = QueryWeights::none();
+  evidence::Kind statistic = evidence::Kind::mass;
+  Normalization normalization = {};
+  Index first_batch = 0;  // what policies are told batch item 0 is: the number of a packed sequence
+};
+
+/// Where the evidence of one head, or of one chunk of its queries, goes. Null pointers: not observed.
+template <Scalar T>
+struct EvidenceRows {
+  T* lse = nullptr;        // [Nq] of the head
+  T* entropy = nullptr;    // [Nq] of the head
+  Index* support = nullptr;  // [Nq] of the head; null with softmax
+  T* mass = nullptr;       // [Nk]; null for QueryWeights::none()
+  T* exposure = nullptr;   // [Nk]
+  T* statistic = nullptr;  // [Nk]; null if the mass is all that is asked for
+  T* totals = nullptr;     // sink mass, empty rows
+};
+
+/// A run of visible keys; `partial`: the masks must be tested lane by lane.
+struct KeyRange {
+  Index begin, end;
+  bool partial;
+};
+
+/// Whether rows can be read where they lie.
+template <Scalar T>
+bool has_unit_stride(const TensorView<const T>& x) noexcept {
+  return x.dim_stride == 1 || x.dim <= 1;
+}
+
+/// Whether K and V of a head are too large to stay in the second cache, taken for half a megabyte, from one block
+/// of queries to the next.
+template <Scalar T>
+bool is_far(const Problem& p) noexcept {
+  return p.keys * (p.dim + p.value_dim) > (Index(1) << 19) / static_cast<Index>(sizeof(T));
+}
+
+/// Whether so is a strip of all scores of a block of queries.
+template <Scalar T>
+bool is_far_strip(const Problem& p) noexcept {
+  return p.keys * block_width<T> > (Index(1) << 19) / static_cast<Index>(sizeof(T));
+}
+
+/// How many blocks of queries walk the keys side by side, so that what comes from afar comes once for all of them.
+/// With masks each block walks its own way, and whole strips are large.
+template <Scalar T>
+Index blocks_together(const Call<T>& call, bool whole_strip) noexcept {
+  return !is_far<T>(call.problem) || call.policies.has_masks ? 1 : whole_strip ? 2 : 4;
+}
+
+/// Memory of one worker, carved out of the workspace.
+template <Scalar T>
+struct Scratch {
+  T *queries, *output, *strip;     // [together, D, W], [together, Dv, W], [together, longest_step or Nk, W]
+  T *packed_keys, *packed_values;  // [Nk, D], [Nk, Dv] of packed_head; null if they are read where they lie
+  unsigned char* packed;           // [2, Nk / block_keys + 1]: which blocks of them are there
+  Index* packed_head;              // the batch item and head of keys, as one number; -1 for none
+  T* guarded_values;               // [longest_step, Dv]
+  T* spare;          // [longest_step, W]: scores kept while their block is weighed; products of leave-one-out
+  KeyRange* ranges;  // [Nk / block_keys + 1]
+  Index together, strip_size;  // blocks of queries that walk the keys side by side, elements of a strip of one
+  T* partial;                  // a chunk's evidence: mass, exposure, statistic [Nk] each, sink mass, empty rows
+
+  static Index padded(Index elements) noexcept { return (elements + 15) / 16 * 16; }
+
+  /// Sets the pointers from `memory` on, aligned to 64 bytes, if it is not null; returns the number of bytes used.
+  Index carve(std::byte* memory, const Call<T>& call, bool whole_strip, Index partial_size) noexcept {
+    const Problem& p = call.problem;
+    Index used = 0;
+    auto take = [&](auto*& pointer, Index elements) {
+      if (memory != nullptr) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
+      used += (elements * static_cast<Index>(sizeof(*pointer)) + 63) / 64 * 64;
+    };
+    constexpr Index width = block_width<T>;
+    together = blocks_together(call, whole_strip);
+    take(queries, together * p.dim * width);
+    take(output, together * p.value_dim * width);
+    strip_size = std::max(whole_strip ? p.keys : 0, longest_step) * width;
+    take(strip, together * strip_size);
+    packed_keys = packed_values = nullptr;
+    if (!has_unit_stride(call.k)) take(packed_keys, p.keys * p.dim);
+    if (!has_unit_stride(call.v)) take(packed_values, p.keys * p.value_dim);
+    take(packed_head, 1);
+    if (memory != nullptr) *packed_head = -1;
+    take(packed, 2 * (p.keys / block_keys + 1));
+    take(guarded_values, longest_step * p.value_dim);
+    take(spare, longest_step * width);
+    take(ranges, p.keys / block_keys + 2);
+    take(partial, partial_size);
+    return used;
+  }
+};
+
+/// Lists the keys that a block of queries may see: halves what is mixed until it is uniform or one block long, and
+/// trims mixed blocks at both ends. Returns the number of ranges.
+template <Scalar T>
+Index visible_ranges(const Call<T>& call, Rect rect, KeyRange* ranges) noexcept {
+  Index count = 0;
+  auto emit = [&](Index begin, Index end, bool partial) {
+    while (begin < end) {
+      const Index step = end - begin <= longest_step ? end - begin : block_keys;
+      ranges[count++] = {begin, begin + step, partial};
+      begin += step;
+    }
+  };
+  if (!call.policies.has_masks) {
+    emit(0, call.problem.keys, false);
+    return count;
+  }
+  auto classify = [&](Index begin, Index end) {
+    rect.key_begin = begin, rect.key_end = end;
+    return call.policies.classify(call.policies.policies, rect);
+  };
+  constexpr Index grain = 16;
+  auto visit = [&](auto& self, Index begin, Index end) -> void {
+    const auto coverage = classify(begin, end);
+    if (coverage == mask::Coverage::skip) return;
+    if (coverage == mask::Coverage::full) return emit(begin, end, false);
+    if (end - begin > block_keys) {
+      const Index middle = begin + ((end - begin) / 2 + block_keys - 1) / block_keys * block_keys;
+      self(self, begin, middle);
+      return self(self, middle, end);
+    }
+    while (begin + grain < end && classify(begin, begin + grain) == mask::Coverage::skip) begin += grain;
+    while (begin + grain < end && classify(end - grain, end) == mask::Coverage::skip) end -= grain;
+    emit(begin, end, true);
+  };
+  if (call.problem.keys > 0) visit(visit, 0, call.problem.keys);
+  return count;
+}
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

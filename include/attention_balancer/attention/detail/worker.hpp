@@ -1,0 +1,169 @@
+#pragma once
+// The division of a call among workers: heads, and the chunks of their queries.
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <new>
+
+#include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/core/workspace.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// How the queries of a head are cut, by their own number only: results do not depend on who computes the chunks.
+template <Scalar T>
+struct Chunks {
+  Index packs, blocks, count;
+
+  explicit Chunks(Index queries) noexcept
+      : packs((queries + simd::lanes<T> - 1) / simd::lanes<T>),
+        blocks(std::max(Index(1), (packs + 1) / block_packs)),  // the last block takes up to 4 packs
+        count(std::min(Index(16), blocks)) {}
+
+  /// First query of chunk c; chunk `count` starts past the last one.
+  Index begin(Index c, Index queries) const noexcept {
+    return c == count ? queries : blocks * c / count * block_packs * simd::lanes<T>;
+  }
+};
+
+/// Runs call's work items, at most `slots` at a time, each with scratch memory of its own.
+template <Scalar T>
+class Worker {
+ public:
+  /// For whole heads, in memory of the caller: slot_bytes() at an address that he carves.
+  Worker(const Call<T>& call, Evidence<T>* evidence) : Worker(call, evidence, Index(1)) {}
+
+  /// Reserves the memory; nothing is written to the evidence before run.
+  Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency)
+      : Worker(call, evidence, concurrency) {
+    const Index kept_bytes = partial_size_ * static_cast<Index>(sizeof(T));
+    if (multiply_overflows(slots_, slot_bytes_) || multiply_overflows(partials_kept_, kept_bytes) ||
+        slots_ * slot_bytes_ > std::numeric_limits<Index>::max() - partials_kept_ * kept_bytes)
+      throw std::bad_alloc();
+    memory_ = workspace.reserve(static_cast<std::size_t>(slots_ * slot_bytes_ + partials_kept_ * kept_bytes));
+  }
+
+  template <class Run>
+  void run(const Run& executor) {
+    reshape_evidence();
+    share(executor, by_chunk_ ? heads_ * chunks_.count : heads_, [this](Index item, const Scratch<T>& scratch) {
+      by_chunk_ ? run_chunk(item, scratch) : run_head(item, scratch);
+    });
+    if (partials_kept_ > 0) share(executor, heads_, [this](Index head, const Scratch<T>&) { add_kept(head); });
+  }
+
+  void reshape_evidence() {
+    if (evidence_ != nullptr)
+      EvidenceAccess::reshape(*evidence_, call_.problem.batch, call_.problem.heads, call_.problem.queries,
+                              call_.problem.keys, with_mass_, call_.statistic, false, false,
+                              is_sparse(call_.normalization));
+  }
+
+  Index slot_bytes() const noexcept { return slot_bytes_; }
+
+  /// All of one head, in memory of slot_bytes().
+  void run_head_in(std::byte* memory, Index head) noexcept {
+    Scratch<T> scratch;
+    scratch.carve(memory, call_, whole_strip(), partial_size_);
+    run_head(head, scratch);
+  }
+
+ private:
+  Worker(const Call<T>& call, Evidence<T>* evidence, Index concurrency)
+      : call_(call),
+        evidence_(evidence),
+        chunks_(call.problem.queries),
+        heads_(call.problem.batch * call.problem.heads),
+        with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none),
+        slots_(std::clamp(concurrency, Index(1), heads_ * chunks_.count)) {
+    const Problem& p = call.problem;
+    // Chunks of a head have partial masses of their own, to be added in order. With heads enough for everybody, a
+    // worker takes whole heads and keeps one chunk's at a time; otherwise all are kept, 16 per head at most.
+    by_chunk_ = evidence == nullptr || (chunks_.count > 1 && slots_ > 1 && heads_ < 2 * slots_);
+    partials_kept_ = by_chunk_ && evidence != nullptr ? heads_ * chunks_.count : 0;
+    columns_ = !with_mass_ ? 0 : call.statistic == evidence::Kind::mass ? 2 : 3;
+    partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
+    Scratch<T> sizes;
+    slot_bytes_ = sizes.carve(nullptr, call, whole_strip(), partial_size_);
+  }
+
+  bool whole_strip() const noexcept { return with_mass_ || is_sparse(call_.normalization); }
+
+  /// f(item, scratch) for all items, taken in order by whichever slot is free.
+  template <class Run, class F>
+  void share(const Run& executor, Index items, F f) {
+    std::atomic<Index> next{0};
+    executor.for_each(std::min(slots_, items), [&](Index slot) {
+      Scratch<T> scratch;
+      scratch.carve(memory_ + slot * slot_bytes_, call_, whole_strip(), partial_size_);
+      for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
+    });
+  }
+
+  void run_chunk(Index item, const Scratch<T>& scratch) noexcept {
+    const Index head = item / chunks_.count;
+    attend_chunk(head, item % chunks_.count, scratch, partials_kept_ > 0 ? kept(item) : nullptr);
+  }
+
+  void run_head(Index head, const Scratch<T>& scratch) noexcept {
+    for (Index c = 0; c < chunks_.count; ++c) {
+      attend_chunk(head, c, scratch, evidence_ != nullptr ? scratch.partial : nullptr);
+      if (evidence_ != nullptr) add_partial(head, scratch.partial);
+    }
+  }
+
+  void attend_chunk(Index head, Index chunk, const Scratch<T>& scratch, T* partial) noexcept {
+    const Index queries = call_.problem.queries, keys = call_.problem.keys;
+    EvidenceRows<T> rows;
+    if (partial != nullptr) {
+      std::fill_n(partial, columns_ * keys + 2, T(0));
+      rows.lse = EvidenceAccess::lse(*evidence_, head);
+      rows.entropy = EvidenceAccess::entropy(*evidence_, head);
+      if (is_sparse(call_.normalization)) rows.support = EvidenceAccess::support(*evidence_, head);
+      if (with_mass_) rows.mass = partial, rows.exposure = partial + keys;
+      if (columns_ > 2) rows.statistic = partial + 2 * keys;
+      rows.totals = partial + columns_ * keys;
+    }
+    attend_queries(call_, head / call_.problem.heads, head % call_.problem.heads, chunks_.begin(chunk, queries),
+                   chunks_.begin(chunk + 1, queries), scratch, rows);
+  }
+
+  ATTENTION_BALANCER_NOINLINE void add_partial(Index head, const T* partial) noexcept {
+    const Index keys = with_mass_ ? call_.problem.keys : 0;
+    T *mass = EvidenceAccess::mass(*evidence_, head), *exposure = EvidenceAccess::exposure(*evidence_, head);
+    for (Index j = 0; j < keys; ++j) mass[j] += partial[j];
+    for (Index j = 0; j < keys; ++j) exposure[j] += partial[keys + j];
+    if (columns_ > 2) {
+      T* statistic = EvidenceAccess::statistic(*evidence_, head);
+      const T* of_chunk = partial + 2 * keys;
+      if (call_.statistic == evidence::Kind::maximum)
+        for (Index j = 0; j < keys; ++j) statistic[j] = Larger{}(statistic[j], of_chunk[j]);
+      else
+        for (Index j = 0; j < keys; ++j) statistic[j] += of_chunk[j];
+    }
+    const T* totals = partial + columns_ * keys;
+    *EvidenceAccess::sink_mass(*evidence_, head) += totals[0];
+    *EvidenceAccess::empty_rows(*evidence_, head) += static_cast<Index>(totals[1]);
+  }
+
+  void add_kept(Index head) noexcept {
+    for (Index c = 0; c < chunks_.count; ++c) add_partial(head, kept(head * chunks_.count + c));
+  }
+
+  T* kept(Index item) const noexcept {
+    return reinterpret_cast<T*>(memory_ + slots_ * slot_bytes_) + item * partial_size_;
+  }
+
+  const Call<T>& call_;
+  Evidence<T>* evidence_;
+  Chunks<T> chunks_;
+  Index heads_;
+  bool with_mass_, by_chunk_;
+  Index slots_, columns_, partials_kept_, partial_size_, slot_bytes_;
+  std::byte* memory_ = nullptr;
+};
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

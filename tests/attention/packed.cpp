@@ -1,0 +1,176 @@
+// Packed sequences: the results of each sequence alone, bit by bit, and of the reference.
+
+#include "attention_balancer/executor/openmp.hpp"
+#include "support/check.hpp"
+#include "support/options.hpp"
+
+namespace {
+
+using support::Index;
+using support::Layout;
+using support::Tensor;
+
+/// Sequences of many kinds, one after the other, with tokens of no sequence around them.
+struct Lengths {
+  std::vector<Index> queries, keys;
+  std::vector<std::int32_t> narrow_queries, narrow_keys;
+  Index all_queries, all_keys;
+
+  explicit Lengths(const std::vector<std::pair<Index, Index>>& sizes) : queries{2}, keys{1} {
+    for (const auto& [q, k] : sizes) queries.push_back(queries.back() + q), keys.push_back(keys.back() + k);
+    for (const Index x : queries) narrow_queries.push_back(static_cast<std::int32_t>(x));
+    for (const Index x : keys) narrow_keys.push_back(static_cast<std::int32_t>(x));
+    all_queries = queries.back() + 3, all_keys = keys.back() + 2;
+  }
+  Index count() const { return static_cast<Index>(queries.size()) - 1; }
+};
+
+template <class T>
+ab::TensorView<T> tokens(ab::TensorView<T> x, Index begin, Index end) {
+  x.data += begin * x.length_stride;
+  x.length = end - begin;
+  return x;
+}
+
+template <class T, class... P>
+void check_packed(support::Table& table, const Lengths& lengths, Layout layout, const P&... policies) {
+  constexpr Index heads = 4, kv_heads = 2, dim = 12, value_dim = 9;
+  support::Random random(51);
+  Tensor<T> q(layout, 1, heads, lengths.all_queries, dim), k(layout, 1, kv_heads, lengths.all_keys, dim),
+      v(layout, 1, kv_heads, lengths.all_keys, value_dim),
+      out(Layout::bshd, 1, heads, lengths.all_queries, value_dim);
+  for (auto* x : {&q, &k, &v}) x->fill(random, support::Family::uniform, 2);
+  out.fill([](auto...) { return 77; });
+  Tensor<double> exact(Layout::bhsd, 1, heads, lengths.all_queries, value_dim);
+  exact.fill([](auto...) { return 77; });
+
+  const ab::PackedSequences packed(lengths.queries, lengths.keys);
+  std::vector<ab::Evidence<T>> evidence(static_cast<std::size_t>(lengths.count())), alone = evidence;
+  std::vector<ab::Evidence<double>> expected(evidence.size());
+  Tensor<T> plain(Layout::bhsd, 1, heads, lengths.all_queries, value_dim);
+  ab::Workspace workspace;
+  ab::attention(q.view(), k.view(), v.view(), plain.view(), packed, policies...);
+  ab::attention(q.view(), k.view(), v.view(), out.view(), policies..., ab::observe(evidence), workspace, packed);
+  ab::attention_evidence(q.view(), k.view(), policies..., packed, ab::observe(alone));
+  ab::reference::attention(q.view(), k.view(), v.view(), exact.view(), packed, policies..., ab::observe(expected));
+
+  table.begin("sequences");
+  auto near = table.column("output"), mass = table.column("mass"), lse = table.column("lse");
+  const double bound = 4000 * static_cast<double>(std::numeric_limits<T>::epsilon());
+  for (Index s = 0; s < lengths.count(); ++s) {
+    const auto at = static_cast<std::size_t>(s);
+    const Index q0 = lengths.queries[at], q1 = lengths.queries[at + 1], k0 = lengths.keys[at],
+                k1 = lengths.keys[at + 1];
+    const auto& e = evidence[at];
+    table.expect(e.queries() == q1 - q0 && e.keys() == k1 - k0 && e.heads() == heads && e.batch() == 1, "sizes");
+    table.expect(support::same_bits(e, alone[at]), "evidence alone");
+    if (q1 == q0) continue;
+    for (Index h = 0; h < heads; ++h) {
+      for (Index i = q0; i < q1; ++i)
+        for (Index c = 0; c < value_dim; ++c)
+          near.compare(static_cast<double>(plain(0, h, i, c)), exact(0, h, i, c), bound, i);
+      for (std::size_t j = 0; j < static_cast<std::size_t>(k1 - k0); ++j)
+        mass.compare(static_cast<double>(e.mass(0, h)[j]), expected[at].mass(0, h)[j],
+                     bound * (1 + expected[at].mass(0, h)[j]), static_cast<Index>(j));
+      for (std::size_t i = 0; i < static_cast<std::size_t>(q1 - q0); ++i)
+        lse.compare(static_cast<double>(e.lse(0, h)[i]), expected[at].lse(0, h)[i],
+                    bound * (1 + std::fabs(expected[at].lse(0, h)[i])), static_cast<Index>(i));
+    }
+    // Each alone. These policies are the same for every batch item.
+    Tensor<T> one(Layout::bhsd, 1, heads, q1 - q0, value_dim);
+    ab::Evidence<T> of_one;
+    const auto qs = tokens(q.view(), q0, q1);
+    const auto ks = tokens(k.view(), k0, k1);
+    const auto vs = tokens(v.view(), k0, k1);
+    ab::attention(qs, ks, vs, one.view(), policies...);
+    table.expect(support::same_bits(one.view(), tokens(plain.view(), q0, q1)),
+                 "alone, sequence " + std::to_string(s));
+    ab::attention(qs, ks, vs, one.view(), policies..., ab::observe(of_one));
+    table.expect(support::same_bits(one.view(), tokens(out.view(), q0, q1)),
+                 "observed, sequence " + std::to_string(s));
+    table.expect(support::same_bits(of_one, e), "evidence of sequence " + std::to_string(s));
+  }
+  auto untouched = [&](Index begin, Index end) {
+    for (Index h = 0; h < heads; ++h)
+      for (Index i = begin; i < end; ++i)
+        for (Index c = 0; c < value_dim; ++c) table.expect(out(0, h, i, c) == T(77), "tokens of no sequence");
+  };
+  untouched(0, lengths.queries.front());
+  untouched(lengths.queries.back(), lengths.all_queries);
+
+  // Any number of threads, and offsets of either width.
+  const ab::PackedSequences narrow(lengths.narrow_queries, lengths.narrow_keys);
+  for (Index threads : {2, 3, 16}) {
+    Tensor<T> again(Layout::bhsd, 1, heads, lengths.all_queries, value_dim);
+    std::vector<ab::Evidence<T>> observed(evidence.size());
+    ab::attention(q.view(), k.view(), v.view(), again.view(), policies..., narrow, ab::observe(observed),
+                  ab::executor::OpenMp{threads});
+    for (std::size_t s = 0; s < evidence.size(); ++s)
+      table.expect(support::same_bits(observed[s], evidence[s]), "evidence with threads");
+    const auto first = lengths.queries.front(), last = lengths.queries.back();
+    table.expect(support::same_bits(tokens(again.view(), first, last), tokens(out.view(), first, last)), "threads");
+    ab::attention(q.view(), k.view(), v.view(), again.view(), policies..., narrow, ab::executor::OpenMp{threads});
+    table.expect(support::same_bits(tokens(again.view(), first, last), tokens(plain.view(), first, last)),
+                 "threads, not observed");
+  }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("packed sequences are each sequence alone", "[attention][packed]", float, double) {
+  using T = TestType;
+  support::Table table;
+  const Lengths mixed({{20, 20}, {1, 40}, {0, 7}, {9, 0}, {300, 260}, {50, 130}, {0, 0}, {8, 8}, {17, 16}});
+  const Lengths single({{40, 33}});
+  for (const Lengths* lengths : {&mixed, &single})
+    for (const Layout layout : {Layout::bshd, Layout::columns}) {
+      check_packed<T>(table, *lengths, layout);
+      check_packed<T>(table, *lengths, layout, ab::mask::Causal{}, ab::score::Softcap{5});
+    }
+  table.report();
+}
+
+TEST_CASE("policies of packed sequences are told the sequence", "[attention][packed]") {
+  const std::vector<Index> q_offsets{0, 12, 15}, k_offsets{0, 10, 30};
+  support::Random random(52);
+  Tensor<float> q(Layout::bhsd, 1, 2, 15, 4), k(Layout::bhsd, 1, 2, 30, 4), v(Layout::bhsd, 1, 2, 30, 4),
+      out(Layout::bhsd, 1, 2, 15, 4), bias(Layout::bhsd, 2, 1, 12, 20), one(Layout::bhsd, 1, 2, 3, 4);
+  for (auto* x : {&q, &k, &v, &bias}) x->fill(random, support::Family::uniform);
+  const ab::PackedSequences packed(q_offsets, k_offsets);
+  ab::attention(q.view(), k.view(), v.view(), out.view(), packed, ab::score::Bias(bias.view()),
+                ab::mask::KeyLengths{10, 7});
+  auto second = bias.view();
+  second.data = &bias(1, 0, 0, 0), second.batch = 1, second.length = 3;
+  ab::attention(tokens(q.view(), 12, 15), tokens(k.view(), 10, 30), tokens(v.view(), 10, 30), one.view(),
+                ab::score::Bias(second), ab::mask::KeyLengths{7});
+  CHECK(support::same_bits(one.view(), tokens(out.view(), 12, 15)));
+}
+
+TEST_CASE("packed sequences that do not fit are refused", "[attention][packed][shape]") {
+  support::Random random(53);
+  Tensor<float> q(Layout::bhsd, 1, 1, 6, 2), k(Layout::bhsd, 1, 1, 8, 2), out(Layout::bhsd, 1, 1, 6, 2),
+      two(Layout::bhsd, 2, 1, 6, 2), two_k(Layout::bhsd, 2, 1, 8, 2);
+  for (auto* x : {&q, &k, &two, &two_k}) x->fill(random, support::Family::uniform);
+  using Offsets = std::vector<Index>;
+  auto run = [&](const Offsets& a, const Offsets& b) {
+    ab::attention(q.view(), k.view(), k.view(), out.view(), ab::PackedSequences(a, b));
+  };
+  const Offsets good_q{0, 3, 6}, good_k{0, 4, 8};
+  CHECK_NOTHROW(run(good_q, good_k));
+  CHECK_THROWS_WITH(run(Offsets{0, 3, 7}, good_k),
+                    Catch::Matchers::ContainsSubstring("PackedSequences queries offset 2 is 7"));
+  CHECK_THROWS_WITH(run(good_q, Offsets{0, 5, 4}),
+                    Catch::Matchers::ContainsSubstring("PackedSequences keys offset 2 is 4"));
+  CHECK_THROWS_WITH(run(Offsets{-1, 3, 6}, good_k), Catch::Matchers::ContainsSubstring("offset 0 is -1"));
+  CHECK_THROWS_WITH(run(Offsets{0}, Offsets{0}), Catch::Matchers::ContainsSubstring("number of offsets is 1"));
+  CHECK_THROWS_WITH(run(Offsets{}, good_k), Catch::Matchers::ContainsSubstring("number of offsets is 0"));
+  CHECK_THROWS_WITH(run(Offsets{0, 6}, good_k), Catch::Matchers::ContainsSubstring("number of key offsets is 3"));
+  Tensor<float> two_out(Layout::bhsd, 2, 1, 6, 2);
+  CHECK_THROWS_WITH(
+      ab::attention(two.view(), two_k.view(), two_k.view(), two_out.view(), ab::PackedSequences(good_q, good_k)),
+      Catch::Matchers::ContainsSubstring("q.batch of packed sequences is 2"));
+  std::vector<ab::Evidence<float>> one(1);
+  CHECK_THROWS_AS(ab::attention(q.view(), k.view(), k.view(), out.view(), ab::PackedSequences(good_q, good_k),
+                                ab::observe(one)),
+                  ab::ShapeError);
+}

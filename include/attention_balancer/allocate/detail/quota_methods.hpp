@@ -138,8 +138,9 @@ void award_quota(std::span<Seat> seats, Index total) {
   // Whether h w > a W, the sign of an exact difference.
   const auto room = [&](const Seat& seat, Index h) {
     const double a = static_cast<double>(seat.units), b = static_cast<double>(h);
-    const double x = b * seat.weight, x_rest = std::fma(b, seat.weight, -x);
-    const double y = a * all.value, y_rest = std::fma(a, all.value, -y);
+    // The products are inside fma: contracted with the difference their rest would count twice.
+    const double x = std::fma(b, seat.weight, 0.0), x_rest = std::fma(b, seat.weight, -x);
+    const double y = std::fma(a, all.value, 0.0), y_rest = std::fma(a, all.value, -y);
     return (x - y) + ((x_rest - y_rest) - a * all.rest) > 0;
   };
   const auto next_house = [&](const Seat& seat) {

@@ -115,7 +115,7 @@ class RatioModel {
   void fold(std::size_t i) noexcept { free_.add(weights_[i]); }
   /// Exactly, so that a share of 1e-30 still counts beside the others.
   void add_folded(Sum& sum, double nu) const noexcept {
-    const double weights = free_.value(), product = nu * weights;
+    const double weights = free_.value(), product = std::fma(nu, weights, 0.0);  // not contracted with the sum
     sum.add(product);
     sum.add(std::fma(nu, weights, -product));
     sum.add(nu * free_.rest());

@@ -8,4 +8,9 @@ struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Training that cannot go on: a loss or a gradient that is not finite. The message says after which step.
+struct TrainingError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 }  // namespace example

@@ -7,6 +7,8 @@
 #include <set>
 #include <utility>
 
+#include "output.hpp"
+
 namespace example {
 
 static_assert(std::endian::native == std::endian::little, "the data of a safetensors file is little-endian");
@@ -83,7 +85,12 @@ void Safetensors::parse(const std::string& header, std::uint64_t data_bytes) {
   if (!root.is_object()) fail("the header is not a JSON object");
 
   for (const auto& [name, value] : root.items()) {
-    if (name == "__metadata__") continue;
+    if (name == "__metadata__") {
+      if (value.is_object())
+        for (const auto& [key, text] : value.items())
+          if (text.is_string()) metadata_[key] = text.get<std::string>();
+      continue;
+    }
     Entry entry;
     try {
       entry.dtype = value.at("dtype").get<std::string>();
@@ -133,7 +140,7 @@ void Safetensors::parse(const std::string& header, std::uint64_t data_bytes) {
     fail("holds " + size_text(data_bytes) + " of data, but its tensors take " + size_text(end));
 }
 
-std::vector<float> Safetensors::floats(const std::string& name, std::initializer_list<std::uint64_t> shape) {
+std::vector<float> Safetensors::floats(const std::string& name, const std::vector<std::uint64_t>& shape) {
   const auto found = entries_.find(name);
   if (found == entries_.end()) fail(name, "is missing");
   const Entry& entry = found->second;
@@ -147,6 +154,43 @@ std::vector<float> Safetensors::floats(const std::string& name, std::initializer
   stream_.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(entry.end - entry.begin));
   if (!stream_) fail(name, "cannot be read");
   return values;
+}
+
+const std::string& Safetensors::metadata(const std::string& key) const {
+  const auto found = metadata_.find(key);
+  if (found == metadata_.end()) fail("\"" + key + "\" is missing in the metadata");
+  return found->second;
+}
+
+void write_safetensors(const std::filesystem::path& file, const std::vector<TensorToWrite>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  const auto refuse = [&](const TensorToWrite& tensor, const std::string& what) {
+    throw FileError(file.string() + ": tensor \"" + tensor.name + "\": " + what);
+  };
+  nlohmann::json header = nlohmann::json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::uint64_t end = 0;
+  for (const auto& tensor : tensors) {
+    std::uint64_t size = 1;
+    for (const auto length : tensor.shape) size *= length;
+    if (size != tensor.values.size())
+      refuse(tensor, "has " + std::to_string(tensor.values.size()) + " values, but the shape " +
+                         shape_text(tensor.shape) + " takes " + std::to_string(size));
+    if (header.contains(tensor.name) || tensor.name == "__metadata__")
+      refuse(tensor, "cannot have that name twice");
+    const auto begin = end;
+    end += size * sizeof(float);
+    header[tensor.name] = {{"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
+  }
+  std::string text = header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  text.append((8 - text.size() % 8) % 8, ' ');  // so that the data is aligned
+  const std::uint64_t length = text.size();
+  std::string content(reinterpret_cast<const char*>(&length), 8);
+  content += text;
+  content.reserve(content.size() + end);
+  for (const auto& tensor : tensors)
+    content.append(reinterpret_cast<const char*>(tensor.values.data()), tensor.values.size_bytes());
+  write_text(file, content);
 }
 
 }  // namespace example

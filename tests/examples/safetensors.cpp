@@ -144,3 +144,23 @@ TEST_CASE("safetensors: corrupt files say what is wrong") {
       }
   }
 }
+
+TEST_CASE("safetensors: what is written can be read") {
+  files::Folder folder;
+  const auto path = folder.path() / "written";
+  const std::vector<float> a{1, 2, 3, 4, 5, 6}, b{7};
+  example::write_safetensors(path, {{"a", {2, 3}, a}, {"b", {}, b}, {"none", {0, 4}, {}}},
+                             {{"key", "v\"\n\xc3\xa9"}});
+  Safetensors tensors(path);
+  CHECK(tensors.entries().size() == 3);
+  CHECK(tensors.floats("a", {2, 3}) == a);
+  CHECK(tensors.floats("b", {}) == b);
+  CHECK(tensors.floats("none", {0, 4}).empty());
+  CHECK(tensors.metadata("key") == "v\"\n\xc3\xa9");
+  CHECK_THROWS_WITH(tensors.metadata("other"), ContainsSubstring("\"other\" is missing in the metadata"));
+
+  CHECK_THROWS_AS(example::write_safetensors(path, {{"a", {2, 2}, a}}), FileError);
+  CHECK_THROWS_AS(example::write_safetensors(path, {{"a", {6}, a}, {"a", {6}, a}}), FileError);
+  CHECK_THROWS_AS(example::write_safetensors(folder.path() / "no" / "file", {{"a", {6}, a}}), FileError);
+  CHECK(Safetensors(path).floats("b", {}) == b);  // as it was
+}

@@ -1,0 +1,153 @@
+// Handwritten digits as sequences of 16 patches of 7 x 7 pixels, classified by attention trained from random
+// weights; and which of the patches a token budget keeps.
+//
+//   sh examples/train.sh               fetches the data and runs all of it
+//   classify_digits                    trains, or goes on where it was interrupted
+//   classify_digits --budget-curve     accuracy against the patches kept, beside random, stride and prefix
+//   classify_digits --draw-curve       training examples drawn by the balancer against uniformly
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "support/budget_curve.hpp"
+#include "support/dataset.hpp"
+#include "support/output.hpp"
+#include "support/statistics.hpp"
+#include "support/training.hpp"
+
+namespace {
+
+struct Options {
+  std::filesystem::path data = "build/data/mnist_5k.csv", output = "build";
+  int epochs = 60, layers = 2, heads = 4, threads = 1, seeds = 5, width = 64, hidden = 128;
+  unsigned seed = 1;
+  double rate = 2e-3, decay = 0.05, guide = 0.5, entropy = 0.02;
+  std::vector<double> parts{1, 0.75, 0.5, 0.375, 0.25, 0.125}, gains{0.5, 1};
+  bool restart = false, budget_curve = false, draw_curve = false;
+};
+
+Options parse(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Trains a small classifier of handwritten digits from random weights."};
+  app.option_defaults()->always_capture_default();
+  app.add_option("--data", options.data, "mnist_5k.csv, which examples/train.sh fetches");
+  app.add_option("--output", options.output, "folder for model, checkpoint and pictures");
+  app.add_option("--epochs", options.epochs)->check(CLI::Range(1, 100000));
+  app.add_option("--width", options.width)->check(CLI::Range(1, 4096));
+  app.add_option("--hidden", options.hidden)->check(CLI::Range(1, 16384));
+  app.add_option("--layers", options.layers)->check(CLI::Range(0, 64));
+  app.add_option("--heads", options.heads)->check(CLI::Range(1, 1024));
+  app.add_option("--rate", options.rate, "of Adam");
+  app.add_option("--decay", options.decay, "of weights");
+  app.add_option("--guide", options.guide,
+                 "where budgets are compared: weight of the loss that guides the saliency");
+  app.add_option("--entropy", options.entropy, "where budgets are compared: weight of the entropy of the saliency");
+  app.add_option("--threads", options.threads, "0 is all")->check(CLI::Range(0, 4096));
+  app.add_option("--seed", options.seed, "of weights and order; the split is always the same");
+  app.add_option("--seeds", options.seeds, "runs of each kind for the curves")->check(CLI::Range(1, 1000));
+  app.add_option("--parts", options.parts, "of the patches, for the curve");
+  app.add_option("--gains", options.gains, "of the balancer that draws examples: by loss ^ gain");
+  app.add_flag("--restart", options.restart, "begin anew where there is a checkpoint");
+  app.add_flag("--budget-curve", options.budget_curve, "compare budgets instead");
+  app.add_flag("--draw-curve", options.draw_curve, "compare ways to draw examples instead");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::exit(app.exit(error));
+  }
+  example::check_folder(options.output / "file");
+  return options;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const Options options = parse(argc, argv);
+  Eigen::setNbThreads(options.threads);
+  if (!std::filesystem::exists(options.data))
+    throw example::FileError("no " + options.data.string() + ": run `sh examples/train.sh` to fetch it");
+  const auto digits = example::read_digits(options.data);
+  std::vector<std::size_t> order(digits.labels.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  example::Random split(1);
+  std::shuffle(order.begin(), order.end(), split);
+  const auto tests = order.size() / 5;
+  const std::vector<std::size_t> test_images(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(tests)),
+      train_images(order.begin() + static_cast<std::ptrdiff_t>(tests), order.end());
+  const auto train = example::patches_of(digits, train_images), test = example::patches_of(digits, test_images);
+  std::printf("%zu digits to train on, %zu to test, 16 patches of 7 x 7 pixels each\n", train.size(), test.size());
+
+  // Every epoch sees every image shifted by up to 2 pixels, another way each time.
+  const auto augment_for = [&](unsigned seed) -> example::Training::Augment {
+    return [&, seed](int epoch) {
+      std::seed_seq sequence{seed, static_cast<unsigned>(epoch)};
+      example::Random random(sequence);
+      return example::patches_of(digits, train_images, &random);
+    };
+  };
+  const example::ClassifierShape shape{.features = 49,
+                                       .longest = 17,
+                                       .classes = 10,
+                                       .width = options.width,
+                                       .heads = options.heads,
+                                       .hidden = options.hidden,
+                                       .layers = options.layers};
+  example::TrainingOptions training_options;
+  training_options.epochs = options.epochs;
+  training_options.adam.rate = options.rate;
+  training_options.adam.decay = options.decay;
+  training_options.token_loss = 0;
+  training_options.threads = options.threads;
+  training_options.seed = options.seed;
+
+  if (options.budget_curve || options.draw_curve) {
+    const example::Study study{shape, &train, &test, training_options, augment_for, options.seeds, "Digits"};
+    if (options.budget_curve) {
+      const auto rules = example::budget_rules({options.guide, options.entropy});
+      example::report_budget_study(example::run_budget_study(study, rules, options.parts), rules, study,
+                                   options.output / "classify_digits_budget.svg");
+    }
+    if (options.draw_curve)
+      example::run_draw_study(study, options.gains, options.output / "classify_digits_draw.svg");
+    return 0;
+  }
+
+  training_options.checkpoint = options.output / "classify_digits.checkpoint.safetensors";
+  if (options.restart) std::filesystem::remove(training_options.checkpoint);
+  example::Random random(options.seed);
+  example::Classifier<float> model(shape, random);
+  example::Training training(model, train, test, training_options, augment_for(options.seed));
+  if (training.resume()) std::printf("goes on after epoch %zu (--restart begins anew)\n", training.epochs().size());
+  std::printf("%5s %8s %14s %10s %14s %9s\n", "epoch", "steps", "training loss", "test loss", "test accuracy",
+              "time");
+  const auto print = [&](const example::EpochRecord& e) {
+    const int epoch = static_cast<int>(e.epoch);
+    if (epoch % std::max(1, options.epochs / 10) == 0 || epoch == options.epochs)
+      std::printf("%5d %8.0f %14.4f %10.4f %12.2f %% %7.1f s\n", epoch, e.step, e.train_loss, e.test_loss,
+                  100 * e.test_accuracy, e.seconds);
+    std::fflush(stdout);
+    return true;
+  };
+  for (const auto& e : training.epochs()) print(e);
+  training.run(print);
+
+  const auto model_file = options.output / "classify_digits.safetensors",
+             picture = options.output / "classify_digits.svg";
+  example::save_model(model_file, model, {});
+  example::draw_training(training, "Digits: a classifier trained from random weights", picture);
+  std::printf("wrote %s and %s\n\n", model_file.c_str(), picture.c_str());
+  const auto accuracy = example::bootstrap(example::predict(model, test, {}).correct(test));
+  std::printf("test accuracy %.2f %% (%.2f to %.2f) of %zu digits\n", 100 * accuracy.mean, 100 * accuracy.low,
+              100 * accuracy.high, test.size());
+  return 0;
+} catch (const std::exception& error) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "classify_digits: %s\n", error.what());
+  return 1;
+}

@@ -1,0 +1,198 @@
+#include "budget_curve.hpp"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "output.hpp"
+#include "plot.hpp"
+#include "progress.hpp"
+#include "statistics.hpp"
+
+namespace example {
+namespace {
+
+// Adds a point: the mean of the runs and its interval.
+void add(Series& series, double x, const std::vector<double>& runs, double unit = 1) {
+  const auto estimate = bootstrap(runs);
+  series.x.push_back(x);
+  series.y.push_back(unit * estimate.mean);
+  series.low.push_back(unit * estimate.low);
+  series.high.push_back(unit * estimate.high);
+}
+
+constexpr double percent = 100;
+
+}  // namespace
+
+std::vector<BudgetRule> budget_rules(const EvidenceLoss& evidence) {
+  return {{"shares, evidence loss", Keep::shares, evidence},
+          {"shares", Keep::shares, {}},
+          {"random", Keep::random, {}},
+          {"uniform stride", Keep::stride, {}},
+          {"prefix", Keep::prefix, {}}};
+}
+
+std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<BudgetRule>& rules,
+                                          const std::vector<double>& parts) {
+  std::vector<BudgetPoint> points;
+  for (std::size_t r = 0; r < rules.size(); ++r)
+    for (const double part : parts) points.push_back({r, part, {}, {}, {}});
+  Progress progress(study.name + ", epochs of the budget study",
+                    rules.size() * static_cast<std::size_t>(study.seeds * study.options.epochs));
+  for (int seed = 1; seed <= study.seeds; ++seed)
+    for (std::size_t r = 0; r < rules.size(); ++r) {
+      auto options = study.options;
+      options.seed = static_cast<unsigned>(seed);
+      options.keep = rules[r].keep;
+      options.evidence = rules[r].evidence;
+      options.parts = parts;
+      options.show_progress = false;
+      options.checkpoint.clear();
+      Random random(static_cast<unsigned>(seed));
+      Classifier<float> model(study.shape, random);
+      Training training(model, *study.train, *study.test, options,
+                        study.augment ? study.augment(static_cast<unsigned>(seed)) : Training::Augment{});
+      training.run([&](const EpochRecord&) { return progress.advance(), true; });
+      for (auto& p : points) {
+        if (p.rule != r) continue;
+        Prediction best;
+        for (int repeat = 0; repeat < 3; ++repeat) {
+          auto prediction = predict(model, *study.test, {rules[r].keep, p.part}, static_cast<unsigned>(seed));
+          if (repeat == 0 || prediction.seconds < best.seconds) best = std::move(prediction);
+        }
+        p.accuracy.push_back(best.accuracy(*study.test));
+        p.kept.push_back(best.kept / best.tokens);
+        p.seconds.push_back(best.seconds);
+      }
+    }
+  return points;
+}
+
+void report_budget_study(const std::vector<BudgetPoint>& points, const std::vector<BudgetRule>& rules,
+                         const Study& study, const std::filesystem::path& picture) {
+  std::printf(
+      "\n%s: accuracy against the tokens kept, mean of %d seeds and its 95 %% interval; time is that of all %zu "
+      "test "
+      "examples\n%-24s %10s %8s %26s %9s\n",
+      study.name.c_str(), study.seeds, study.test->size(), "rule", "part", "kept", "accuracy", "time");
+  PlotPanel tokens{"Accuracy against tokens kept", "% of the tokens", "test accuracy, %", {}, {}, false, true};
+  PlotPanel time{"Accuracy against time",
+                 "milliseconds for all test examples, one core",
+                 "test accuracy, %",
+                 {},
+                 {},
+                 false,
+                 true};
+  for (std::size_t r = 0; r < rules.size(); ++r) {
+    Series by_tokens{rules[r].name, {}, {}, {}, {}}, by_time = by_tokens;
+    auto sorted = points;
+    std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.part < b.part; });
+    for (const auto& p : sorted) {
+      if (p.rule != r) continue;
+      add(by_tokens, percent * bootstrap(p.kept).mean, p.accuracy, percent);
+      add(by_time, 1e3 * bootstrap(p.seconds).mean, p.accuracy, percent);
+      const auto accuracy = bootstrap(p.accuracy);
+      std::printf("%-24s %8.2f %% %6.1f %% %8.2f %% (%5.2f to %5.2f) %6.0f ms\n", rules[r].name.c_str(),
+                  percent * p.part, by_tokens.x.back(), percent * accuracy.mean, percent * accuracy.low,
+                  percent * accuracy.high, by_time.x.back());
+    }
+    tokens.series.push_back(by_tokens);
+    time.series.push_back(by_time);
+  }
+  write_plot(
+      picture, study.name + ": fewer tokens, chosen by which rule?",
+      format(
+          "Each rule has models of its own, trained under the same budgets; the first token is pinned. Mean of %d "
+          "seeds with its 95 %% interval.",
+          study.seeds),
+      {tokens, time});
+  std::printf("wrote %s\n", picture.c_str());
+}
+
+void run_draw_study(const Study& study, const std::vector<double>& gains, const std::filesystem::path& picture) {
+  struct Rule {
+    std::string name;
+    Draw draw;
+    double gain;
+  };
+  std::vector<Rule> rules{{"uniform", Draw::uniform, 0}};
+  for (const double gain : gains) rules.push_back({format("balancer, loss^%g", gain), Draw::balancer, gain});
+
+  const auto epochs = static_cast<std::size_t>(study.options.epochs), seeds = static_cast<std::size_t>(study.seeds);
+  Progress progress(study.name + ", epochs of the study of draws", rules.size() * seeds * epochs);
+  PlotPanel test_loss{"Loss on the test examples", "steps", "cross-entropy, nats", {}},
+      accuracy{"Accuracy on the test examples", "steps", "test accuracy, %", {}},
+      train_loss{"Loss on all training examples", "steps", "cross-entropy, nats", {}};
+  std::printf(
+      "\n%s: examples drawn by the balancer against uniformly, mean of %d seeds and its 95 %% interval\n"
+      "%-22s %5s %6s %25s %25s %25s\n",
+      study.name.c_str(), study.seeds, "drawn", "epoch", "steps", "test loss", "test accuracy", "training loss");
+  for (const auto& rule : rules) {
+    std::vector<std::vector<double>> losses(epochs), accuracies(epochs), train_losses(epochs);
+    std::vector<double> steps(epochs);
+    for (std::size_t seed = 1; seed <= seeds; ++seed) {
+      auto options = study.options;
+      options.seed = static_cast<unsigned>(seed);
+      options.draw = rule.draw;
+      options.gain = rule.gain;
+      options.show_progress = false;
+      options.checkpoint.clear();
+      Random random(static_cast<unsigned>(seed));
+      Classifier<float> model(study.shape, random);
+      Training training(model, *study.train, *study.test, options,
+                        study.augment ? study.augment(static_cast<unsigned>(seed)) : Training::Augment{});
+      training.run([&](const EpochRecord& e) {
+        const auto at = static_cast<std::size_t>(e.epoch) - 1;
+        steps[at] = e.step;
+        losses[at].push_back(e.test_loss);
+        accuracies[at].push_back(e.test_accuracy);
+        train_losses[at].push_back(predict(model, *study.train, {}).mean_loss());
+        progress.advance();
+        return true;
+      });
+    }
+    progress.hide();
+    Series of_losses{rule.name, {}, {}, {}, {}}, of_accuracies = of_losses, of_train_losses = of_losses;
+    for (std::size_t e = 0; e < epochs; ++e) {
+      add(of_losses, steps[e], losses[e]);
+      add(of_accuracies, steps[e], accuracies[e], percent);
+      add(of_train_losses, steps[e], train_losses[e]);
+      std::printf("%-22s %5zu %6.0f %8.4f (%.4f to %.4f) %6.2f %% (%5.2f to %5.2f) %8.4f (%.4f to %.4f)\n",
+                  rule.name.c_str(), e + 1, steps[e], of_losses.y[e], of_losses.low[e], of_losses.high[e],
+                  of_accuracies.y[e], of_accuracies.low[e], of_accuracies.high[e], of_train_losses.y[e],
+                  of_train_losses.low[e], of_train_losses.high[e]);
+    }
+    test_loss.series.push_back(of_losses);
+    accuracy.series.push_back(of_accuracies);
+    train_loss.series.push_back(of_train_losses);
+  }
+  write_plot(picture, study.name + ": which examples to train on?",
+             format("Every rule draws as many examples per epoch; the balancer's shares are within 0.2 and 10 "
+                    "times the mean. "
+                    "Mean of %d seeds with its 95 %% interval.",
+                    study.seeds),
+             {test_loss, accuracy, train_loss});
+  std::printf("wrote %s\n", picture.c_str());
+}
+
+void draw_training(const Training& training, const std::string& title, const std::filesystem::path& picture) {
+  constexpr std::size_t window = 20;
+  Series train{"training", {}, {}, {}, {}}, test{"test", {}, {}, {}, {}}, accuracy{"test", {}, {}, {}, {}};
+  const auto& steps = training.step_losses();
+  for (std::size_t at = 0; at + window <= steps.size(); at += window) {
+    double sum = 0;
+    for (std::size_t i = at; i < at + window; ++i) sum += static_cast<double>(steps[i]);
+    train.x.push_back(static_cast<double>(at + window));
+    train.y.push_back(sum / static_cast<double>(window));
+  }
+  for (const auto& e : training.epochs()) {
+    test.x.push_back(e.step), test.y.push_back(e.test_loss);
+    accuracy.x.push_back(e.step), accuracy.y.push_back(percent * e.test_accuracy);
+  }
+  write_plot(picture, title,
+             format("%zu epochs; the training loss is the mean of %zu steps", training.epochs().size(), window),
+             {{"Loss", "steps", "cross-entropy, nats", {train, test}},
+              {"Accuracy", "steps", "test accuracy, %", {accuracy}}});
+}
+
+}  // namespace example

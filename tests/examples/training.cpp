@@ -1,0 +1,270 @@
+#include "support/training.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "files.hpp"
+#include "support/budget_curve.hpp"
+#include "support/catch.hpp"
+#include "support/errors.hpp"
+#include "support/output.hpp"
+#include "support/safetensors.hpp"
+
+namespace ab = attention_balancer;
+using Catch::Matchers::ContainsSubstring;
+using example::Classifier;
+using example::ClassifierShape;
+using example::Keep;
+using example::Random;
+using example::Sequences;
+using example::Training;
+using example::TrainingOptions;
+
+namespace {
+
+const ClassifierShape shape{
+    .vocabulary = 12, .longest = 9, .classes = 3, .width = 8, .heads = 2, .hidden = 8, .layers = 1};
+
+// The class is told by one word among others.
+Sequences sequences(std::size_t count, unsigned seed) {
+  Sequences data;
+  Random random(seed);
+  for (std::size_t i = 0; i < count; ++i) {
+    const int label = static_cast<int>(i % 3);
+    std::vector<int> ids{0};
+    for (int j = 0; j < 7; ++j) ids.push_back(std::uniform_int_distribution<int>(4, 11)(random));
+    ids[std::uniform_int_distribution<std::size_t>(1, 7)(random)] = 1 + label;
+    data.ids.push_back(ids);
+    data.labels.push_back(label);
+  }
+  return data;
+}
+
+struct Run {
+  Sequences train = sequences(60, 1), test = sequences(30, 2);
+  Random random{1};
+  Classifier<float> model{shape, random};
+  Training training;
+
+  explicit Run(const TrainingOptions& options) : training(model, train, test, options) {}
+};
+
+TrainingOptions options_with(const std::filesystem::path& checkpoint, example::Draw draw = example::Draw::uniform) {
+  TrainingOptions options;
+  options.epochs = 6;
+  options.batch = 8;
+  options.adam.rate = 0.01;
+  options.parts = {1, 0.5};
+  options.evidence = {0.5, 0.01};
+  options.draw = draw;
+  options.checkpoint = checkpoint;
+  options.show_progress = false;
+  return options;
+}
+
+void stop_after(Training& training, double epoch) {
+  training.run([&](const example::EpochRecord& e) { return e.epoch < epoch; });
+}
+
+}  // namespace
+
+TEST_CASE("training: learns which word tells the class, under a budget") {
+  TrainingOptions options = options_with({});
+  options.epochs = 60;
+  options.parts = {1, 0.5, 0.25};
+  options.token_loss = 0;
+  Run run(options);
+  run.training.run();
+  CHECK(example::predict(run.model, run.test, {}).accuracy(run.test) > 0.9);
+  const auto few = example::predict(run.model, run.test, {Keep::shares, 0.25});
+  CHECK(few.accuracy(run.test) > 0.7);  // by chance the word is kept in 2 of 7 cases, which gives 0.52
+  CHECK(few.kept == 30 * 3);
+  CHECK(few.tokens == 30 * 8);
+}
+
+TEST_CASE("training: interrupted and resumed, the bits of one go") {
+  for (const auto draw : {example::Draw::uniform, example::Draw::balancer}) {
+    files::Folder folder;
+    Run whole(options_with(folder.path() / "whole", draw));
+    whole.training.run();
+    const auto checkpoint = folder.path() / "checkpoint";
+    {
+      Run first(options_with(checkpoint, draw));
+      CHECK_FALSE(first.training.resume());
+      stop_after(first.training, 3);
+    }
+    Run second(options_with(checkpoint, draw));
+    REQUIRE(second.training.resume());
+    CHECK(second.training.epochs().size() == 3);
+    second.training.run();
+    CHECK(second.training.epochs().size() == 6);
+    CHECK(second.training.step_losses() == whole.training.step_losses());
+    for (std::size_t i = 0; i < whole.model.parameters().size(); ++i)
+      CHECK(whole.model.parameters()[i]->value == second.model.parameters()[i]->value);
+  }
+}
+
+TEST_CASE("training: a checkpoint of another run, another shape, or cut short is refused") {
+  files::Folder folder;
+  const auto checkpoint = folder.path() / "checkpoint";
+  {
+    Run first(options_with(checkpoint));
+    stop_after(first.training, 2);
+  }
+  const auto whole = example::read_text(checkpoint);
+  const auto refused = [&](const TrainingOptions& options, const char* why) {
+    Run run(options);
+    const auto before = run.model.parameters()[0]->value;
+    CHECK_THROWS_WITH(run.training.resume(), ContainsSubstring(why));
+    CHECK(run.model.parameters()[0]->value == before);
+    CHECK(run.training.epochs().empty());
+  };
+  auto other = options_with(checkpoint);
+  other.adam.rate = 0.02;
+  refused(other, "is a checkpoint of another run: \"adam\" is \"0.01 ");
+
+  Random random(1);
+  auto wide_shape = shape;
+  wide_shape.width = 16;
+  Classifier<float> wide(wide_shape, random);
+  const auto train = sequences(60, 1), test = sequences(30, 2);
+  Training training(wide, train, test, options_with(checkpoint));
+  CHECK_THROWS_WITH(training.resume(), ContainsSubstring("width 8") && ContainsSubstring("width 16"));
+
+  for (const std::size_t size : {std::size_t{0}, std::size_t{5}, std::size_t{300}, whole.size() - 1}) {
+    folder.write("checkpoint", whole.substr(0, size));
+    INFO(size);
+    refused(options_with(checkpoint), size < 8 ? "is " : "trunc");
+    CHECK(example::read_text(checkpoint).size() == size);
+  }
+  // The header tells another shape of one tensor.
+  auto bent = whole;
+  const auto at = bent.find("\"shape\":[12,8]");
+  REQUIRE(at != bent.npos);
+  bent.replace(at, 14, "\"shape\":[8,12]");
+  folder.write("checkpoint", bent);
+  refused(options_with(checkpoint), "has shape [8, 12], but must have [12, 8]");
+}
+
+TEST_CASE("training: a loss that is not a number stops it, and the last good checkpoint stays") {
+  files::Folder folder;
+  const auto checkpoint = folder.path() / "checkpoint";
+  Run run(options_with(checkpoint));
+  stop_after(run.training, 2);
+  const auto good = example::read_text(checkpoint);
+  run.model.parameters()[0]->value(5, 0) = std::numeric_limits<float>::quiet_NaN();
+  try {
+    run.training.run();
+    FAIL("no error");
+  } catch (const example::TrainingError& error) {
+    CHECK_THAT(error.what(), ContainsSubstring("is not finite after step 1"));
+    CHECK_THAT(error.what(), ContainsSubstring("checkpoint holds epoch 2"));
+  }
+  CHECK(example::read_text(checkpoint) == good);
+  Run again(options_with(checkpoint));
+  CHECK(again.training.resume());
+}
+
+TEST_CASE("training: bad input") {
+  const auto train = sequences(9, 1);
+  auto test = sequences(6, 2);
+  Random random(1);
+  Classifier<float> model(shape, random);
+  const auto refused = [&](const Sequences& a, const Sequences& b, TrainingOptions options, const char* why) {
+    CHECK_THROWS_WITH(Training(model, a, b, options), ContainsSubstring(why));
+  };
+  auto options = options_with({});
+  test.labels[4] = 3;
+  refused(train, test, options, "label of test example 4 is 3, but must be in [0, 3)");
+  test.labels[4] = 1;
+  auto empty = train;
+  empty.ids[7].clear();
+  refused(empty, test, options, "length of training example 7 is 0");
+  refused(Sequences{}, test, options, "number of examples is 0 for training");
+  options.parts = {0.5, 1.5};
+  refused(train, test, options, "part of the tokens is 1.5");
+  options.parts = {};
+  refused(train, test, options, "list of parts is empty");
+  options = options_with({});
+  options.batch = 0;
+  refused(train, test, options, "size of a batch is 0");
+  options.batch = 1;
+  options.token_loss = 1;
+  refused(train, test, options, "token loss is 1");
+}
+
+TEST_CASE("training: a saved model comes back") {
+  files::Folder folder;
+  const auto file = folder.path() / "model.safetensors";
+  Random random(1);
+  Classifier<float> model(shape, random), other(shape, random);
+  example::save_model(file, model, {{"classes", "a\nb\nc"}});
+  const auto saved = example::read_saved_model(file);
+  CHECK(saved.shape == shape);
+  CHECK(example::lines_of(saved.metadata.at("classes")) == std::vector<std::string>{"a", "b", "c"});
+  example::load_model(file, other);
+  for (std::size_t i = 0; i < model.parameters().size(); ++i)
+    CHECK(model.parameters()[i]->value == other.parameters()[i]->value);
+
+  auto narrow = shape;
+  narrow.hidden = 4;
+  Classifier<float> smaller(narrow, random);
+  CHECK_THROWS_WITH(example::load_model(file, smaller), ContainsSubstring("but must have [4, 8]"));
+  model.parameters()[2]->value(0, 0) = std::numeric_limits<float>::infinity();
+  example::save_model(file, model, {});
+  CHECK_THROWS_WITH(example::load_model(file, other), ContainsSubstring("not finite"));
+}
+
+TEST_CASE("training: which tokens a batch keeps") {
+  Sequences data;
+  data.ids = {{0, 1, 2, 3, 4, 5, 6, 7, 8}, {0, 9}, {0}};
+  data.labels = {0, 1, 2};
+  Random random(1);
+  const std::vector<std::size_t> all{2, 0, 1};
+  const auto places = [&](Keep keep, double part) {
+    const auto batch = example::make_batch<float>(data, all, {keep, part}, random);
+    CHECK(batch.tokens == 12);
+    CHECK(batch.labels == std::vector<int>{2, 0, 1});
+    CHECK(batch.ids.size() == static_cast<std::size_t>(batch.segments.rows()));
+    return batch.positions;
+  };
+  CHECK(places(Keep::prefix, 0.25) == std::vector<int>{0, 0, 1, 2, 0, 1});
+  CHECK(places(Keep::stride, 0.25) == std::vector<int>{0, 0, 3, 7, 0, 1});
+  CHECK(places(Keep::stride, 1).size() == 12);
+  CHECK(places(Keep::shares, 0.25).size() == 12);  // the classifier drops them
+  const auto some = places(Keep::random, 0.25);
+  CHECK(some.size() == 6);
+  CHECK(std::is_sorted(some.begin() + 1, some.begin() + 4));
+  CHECK(example::TokenBudget{Keep::shares, 1e-9}.of(9) == 2);
+  CHECK(example::TokenBudget{Keep::shares, 1e-9}.of(1) == 1);
+  CHECK_THROWS_AS(places(Keep::prefix, 0), ab::BudgetError);
+  CHECK_THROWS_AS(places(Keep::prefix, std::nan("")), ab::BudgetError);
+  const auto lossy = example::make_batch<float>(data, all, {}, random, 0.999);
+  CHECK(lossy.segments.count() == 3);
+  CHECK(lossy.segments.length(0) >= 1);
+}
+
+TEST_CASE("training: the studies of budgets and draws, in small") {
+  files::Folder folder;
+  const auto train = sequences(30, 1), test = sequences(15, 2);
+  auto options = options_with({});
+  options.epochs = 2;
+  const example::Study study{shape, &train, &test, options, {}, 2, "Small"};
+  const auto rules = example::budget_rules({0.5, 0.1});
+  const auto points = example::run_budget_study(study, rules, {1, 0.5});
+  REQUIRE(points.size() == 10);
+  for (const auto& p : points) {
+    CHECK(p.accuracy.size() == 2);
+    CHECK(p.kept[0] == Approx(p.part == 1 ? 1.0 : 5.0 / 8));
+  }
+  example::report_budget_study(points, rules, study, folder.path() / "budget.svg");
+  example::run_draw_study(study, {1}, folder.path() / "draw.svg");
+  for (const char* name : {"budget.svg", "draw.svg"}) {
+    const auto svg = example::read_text(folder.path() / name);
+    CHECK_THAT(svg, ContainsSubstring("</svg>"));
+    CHECK(svg.find("nan") == svg.npos);
+  }
+}

@@ -53,7 +53,7 @@ template <class T> Selection tova(const Evidence<T>& evidence, Setting s) {
 template <class T> Selections vatp(const Evidence<T>& evidence, TensorView<const T> v, Setting s) {
   return allocate::top_k(saliency::value_weighted(evidence, v, saliency::Norm::l1, ab::KvHeads{s.Hkv}), s.B, {.pins = sinks_and_recent(s.n, 4, s.W)});
 }
-// CAKE within a layer, last(W), evidence::squares; gamma of the paper's code times (W - 1) / W
+// CAKE within a layer, last(W), evidence::squares; gamma of the paper's code times W / (W - 1)
 template <class T> Selections cake(const Evidence<T>& evidence, double gamma, Setting s) {
   return allocate::top_k(saliency::observation_window(evidence, {.length = s.W, .gamma = gamma}, ab::KvHeads{s.Hkv}), s.B, {.pins = sinks_and_recent(s.n, 0, s.W)});
 }

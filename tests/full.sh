@@ -1,7 +1,7 @@
 #!/bin/sh
-# Everything that must hold beyond tests/run.sh: both compilers, every instruction set that this machine can run,
-# 64-bit Arm under qemu, a newer xsimd, and the sanitizers. Each is a preset with a build folder of its own; the logs
-# are build-<preset>/log.txt. Usage: sh tests/full.sh [preset]...
+# What must hold beyond tests/run.sh: both compilers, every instruction set that this machine can run, 64-bit Arm under
+# qemu, a newer xsimd, and the sanitizers. Each is a preset with a build folder of its own; the logs are
+# build-<preset>/log.txt. Usage: sh tests/full.sh [preset]...   (without any: clang-release and sse2)
 set -eu
 cd "$(dirname "$0")/.."
 

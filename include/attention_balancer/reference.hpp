@@ -70,8 +70,8 @@ inline std::vector<double> sorted(const Eigen::VectorXd& scores) {
   return x;
 }
 
-/// Sparsemax, or entmax with alpha 1.5: p_j = max(0, (s_j - tau) / power)^power. tau is that of the largest number of keys
-/// that all score more (Martins and Astudillo 2016, algorithm 1; Peters, Niculae and Martins 2019, algorithm 2).
+/// Sparsemax, or entmax with alpha 1.5: p_j = max(0, (s_j - tau) / power)^power. tau is that of the largest number of
+/// keys that all score more (Martins and Astudillo 2016, algorithm 1; Peters, Niculae and Martins 2019, algorithm 2).
 inline Row project(const Eigen::VectorXd& scores, int power) {
   constexpr double inf = std::numeric_limits<double>::infinity();
   Row row;
@@ -117,7 +117,8 @@ inline Row project(const Eigen::VectorXd& scores, int power) {
 inline Eigen::VectorXd top_k(Eigen::VectorXd scores, Index k) {
   constexpr double inf = std::numeric_limits<double>::infinity();
   const auto x = sorted(scores);
-  if ((scores.array() != scores.array() || scores.array() == inf).any() || static_cast<Index>(x.size()) <= k) return scores;
+  if ((scores.array() != scores.array() || scores.array() == inf).any() || static_cast<Index>(x.size()) <= k)
+    return scores;
   const double least = x[static_cast<std::size_t>(k - 1)];
   Index ties = k - (scores.array() > least).count();
   for (double& s : scores)
@@ -140,8 +141,8 @@ inline Row normalize(const Eigen::VectorXd& scores, double sink, const Normaliza
 /// Calls visit(batch, head, kv_head, query, seen, row) for every query; seen [Nk] is what the masks leave. Policies are
 /// told that batch item 0 is first_batch.
 template <class Q, class K, class Visit, class... P>
-void for_each_row(const Problem& problem, Index first_batch, const TensorView<Q>& q, const TensorView<K>& k, Visit visit,
-                  P&... policies) {
+void for_each_row(const Problem& problem, Index first_batch, const TensorView<Q>& q, const TensorView<K>& k,
+                  Visit visit, P&... policies) {
   const auto set = collect_policies<double>(policies...);
   const double scale = scale_of<double>(problem, policies...);
   auto sink = [&](Index head) {
@@ -238,8 +239,8 @@ auto observer(const Problem& problem, P&... policies) {
   }
 }
 
-/// The gradient of a score before modifier I and all after it, from that after the last one; what the score gives to the
-/// gradients of the modifiers' parameters is added to their targets.
+/// The gradient of a score before modifier I and all after it, from that after the last one; what the score gives to
+/// the gradients of the modifiers' parameters is added to their targets.
 template <std::size_t I = 0, class Set>
 double pull_back(const Set& set, double before, double gradient, const Site<double>& site, Index i, Index j) {
   if constexpr (I == std::tuple_size_v<decltype(set.modifiers)>) {
@@ -271,7 +272,9 @@ double evidence_gradient(Index b, Index h, Index i, const P&... policies) {
 template <class... P>
 double mass_weight(Index i, const Problem& problem, const P&... policies) {
   if constexpr (count_of<PolicyKind::mass_gradient, double, const P...> > 0)
-    return find_policy<PolicyKind::mass_gradient, double>(policies...).weights().template weight<double>(i, problem.queries);
+    return find_policy<PolicyKind::mass_gradient, double>(policies...)
+        .weights()
+        .template weight<double>(i, problem.queries);
   else
     return 0;
 }
@@ -337,7 +340,8 @@ void attend_all(const Problem& problem, const TensorView<Q>& q, const TensorView
                       sequences.sequences());
         const Observation<double, std::remove_cvref_t<decltype(each)>::statistic> own{
             &each.targets[static_cast<std::size_t>(s)], each.weights};
-        attend(one, s, q_one, k_one, v_one, out_one, Observer(own, one, is_sparse(normalization_of<double>(policies...))), policies...);
+        attend(one, s, q_one, k_one, v_one, out_one,
+               Observer(own, one, is_sparse(normalization_of<double>(policies...))), policies...);
       } else {
         attend(one, s, q_one, k_one, v_one, out_one, NoObserver{}, policies...);
       }
@@ -399,7 +403,8 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
       if (row.masked[j]) continue;
       for (Index c = 0; c < problem.value_dim; ++c)
         dp[j] += static_cast<double>(dout(b, h, i, c)) * static_cast<double>(v(b, kv, j, c));
-      dp[j] += u * detail::evidence_gradient<PolicyKind::mass_gradient>(b, h, j, policies...) - of_entropy * log_p(row.p[j]);
+      dp[j] += u * detail::evidence_gradient<PolicyKind::mass_gradient>(b, h, j, policies...) -
+               of_entropy * log_p(row.p[j]);
       delta += row.slope[j] * dp[j];
     }
     const double dp_sink = -of_entropy * log_p(row.p_sink);
@@ -422,7 +427,8 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
         using Policy = std::remove_cvref_t<decltype(policy)>;
         if constexpr (detail::kind_of<double, Policy> == PolicyKind::scale && requires { policy.target(); }) {
           const auto& x = policy.target();
-          x(x.batch == 1 ? 0 : b, x.heads == 1 ? 0 : h, 0, 0) += ds * dot * (scale / static_cast<double>(policy.factor));
+          x(x.batch == 1 ? 0 : b, x.heads == 1 ? 0 : h, 0, 0) +=
+              ds * dot * (scale / static_cast<double>(policy.factor));
         }
       };
       (add_to_scale(policies), ...);

@@ -174,7 +174,8 @@ TEST_CASE("evidence is overwritten and speaks of the last call", "[evidence]") {
   ab::Evidence<float> evidence;
   CHECK(evidence.batch() == 0);
   CHECK_THROWS_AS(evidence.mass(0, 0), ab::ShapeError);
-  for (const support::Shape& s : {support::Shape{2, 2, 1, 50, 60, 4, 4}, {1, 1, 1, 3, 5, 4, 4}, {1, 4, 4, 90, 10, 4, 4}}) {
+  for (const support::Shape& s :
+       {support::Shape{2, 2, 1, 50, 60, 4, 4}, {1, 1, 1, 3, 5, 4, 4}, {1, 4, 4, 90, 10, 4, 4}}) {
     const support::Inputs<float> in(s, random);
     ab::Evidence<float> fresh;
     ab::attention_evidence(in.q.view(), in.k.view(), ab::observe(evidence));

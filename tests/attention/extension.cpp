@@ -73,10 +73,12 @@ TEMPLATE_TEST_CASE("policies of a user's own", "[attention][extension]", float, 
     support::check(table, "modifiers", s, in, Layout::bhsd, all, {0, 8}, Decay{3}, LookUp{&a, &b});
     support::check(table, "lambda", s, in, Layout::bhsd, all, {0, 8}, ab::score::Softcap{2},
                    [](const auto& score, const auto&) { return score + score; }, EveryOther{}, ab::mask::Causal{});
-    CHECK_THROWS_AS(ab::attention(in.k.view(), in.k.view(), in.k.view(), ab::TensorView<T>(in.q.view()), LookUp{&a, &b}),
-                    ab::ShapeError);
+    CHECK_THROWS_AS(
+        ab::attention(in.k.view(), in.k.view(), in.k.view(), ab::TensorView<T>(in.q.view()), LookUp{&a, &b}),
+        ab::ShapeError);
     OneByOne executor;
-    support::Tensor<T> out(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim), same(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+    support::Tensor<T> out(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim),
+        same(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
     ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), executor);
     ab::attention(in.q.view(), in.k.view(), in.v.view(), same.view());
     CHECK(executor.calls > 0);
@@ -104,7 +106,8 @@ TEST_CASE("score modifiers apply in the order given, the scale first", "[attenti
   // And the formulas, without the library's own reference.
   std::vector<float> out(1);
   const std::vector<float> q{1}, k{0.5f, 2}, v{1, 0}, b{3, -1};
-  const auto vq = ab::bhsd(q.data(), 1, 1, 1, 1), vk = ab::bhsd(k.data(), 1, 1, 2, 1), vv = ab::bhsd(v.data(), 1, 1, 2, 1);
+  const auto vq = ab::bhsd(q.data(), 1, 1, 1, 1), vk = ab::bhsd(k.data(), 1, 1, 2, 1),
+             vv = ab::bhsd(v.data(), 1, 1, 2, 1);
   const auto vo = ab::bhsd(out.data(), 1, 1, 1, 1);
   auto first = [](double s0, double s1) { return 1 / (1 + std::exp(s1 - s0)); };
   const ab::score::KeyBias kb(b);

@@ -87,7 +87,9 @@ TEMPLATE_TEST_CASE("large scores share as the reference says", "[attention]", fl
       const support::Shape shape{1, 2, 1, n, n, 16, 8};
       support::Inputs<T> in(shape, random);
       // Scores up to `scale`, in steps that leave several keys within reach of the largest.
-      in.k.fill([&](Index, Index, Index j, Index c) { return c == 0 ? scale * 4 * (1 - 1e-4 * static_cast<double>(j % 50)) : 0; });
+      in.k.fill([&](Index, Index, Index j, Index c) {
+        return c == 0 ? scale * 4 * (1 - 1e-4 * static_cast<double>(j % 50)) : 0;
+      });
       in.q.fill([&](Index, Index, Index i, Index c) { return c == 0 ? (i % 2 == 0 ? 1 : -1) : 0; });
       support::check(table, "scores of " + std::to_string(scale), shape, in, Layout::bhsd, ab::QueryWeights::all(), {});
       support::check(table, "with sinks, scores of " + std::to_string(scale), shape, in, Layout::bhsd,

@@ -67,7 +67,8 @@ void check_executors(support::Table& table, const support::Shape& s, const suppo
                  "OpenMP, threads " + std::to_string(threads));
 #endif
   for (Index pieces : {1, 2, 3, 7, 100})
-    table.expect(Result<T>(s, in, policies..., Backwards{pieces}) == once, "backwards, pieces " + std::to_string(pieces));
+    table.expect(Result<T>(s, in, policies..., Backwards{pieces}) == once,
+                 "backwards, pieces " + std::to_string(pieces));
   table.expect(Result<T>(s, in, policies..., Threads{}) == once, "threads");
 }
 
@@ -92,7 +93,8 @@ TEMPLATE_TEST_CASE("a workspace changes nothing", "[attention]", float, double) 
   using T = TestType;
   support::Random random(32);
   ab::Workspace workspace;
-  for (const support::Shape& s : {support::Shape{2, 2, 1, 200, 300, 16, 16}, {1, 1, 1, 3, 3, 2, 2}, {1, 2, 2, 400, 500, 32, 8}}) {
+  for (const support::Shape& s :
+       {support::Shape{2, 2, 1, 200, 300, 16, 16}, {1, 1, 1, 3, 3, 2, 2}, {1, 2, 2, 400, 500, 32, 8}}) {
     const support::Inputs<T> in(s, random);
     const Result<T> once(s, in);
     Result<T> with(s, in);
@@ -168,7 +170,8 @@ TEMPLATE_TEST_CASE("blocks of queries that share the walk over far keys give the
   ab::attention(in.q.view(), in.k.view(), in.v.view(), together.view());
   ab::attention(in.q.view(), in.k.view(), in.v.view(), alone.view(), ab::mask::KeyLengths{keys});
   CHECK(support::same_bits(together.view(), alone.view()));
-  for (const auto& weights : {ab::QueryWeights::all(), ab::QueryWeights::last(queries / 2 + 7), ab::QueryWeights::none()}) {
+  for (const auto& weights :
+       {ab::QueryWeights::all(), ab::QueryWeights::last(queries / 2 + 7), ab::QueryWeights::none()}) {
     ab::Evidence<T> of_together, of_alone;
     ab::attention(in.q.view(), in.k.view(), in.v.view(), together.view(), ab::observe(of_together, weights));
     ab::attention(in.q.view(), in.k.view(), in.v.view(), alone.view(), ab::observe(of_alone, weights),

@@ -12,14 +12,16 @@ using support::Layout;
 template <class T, class Statistic, class... P>
 void check_statistic(support::Table& table, const char* name, Statistic statistic, double loss, const support::Shape& s,
                      const support::Inputs<T>& in, const ab::QueryWeights& weights, const P&... policies) {
-  table.begin(std::string(name) + ' ' + s.text() + " weights of kind " + std::to_string(static_cast<int>(weights.kind())));
+  table.begin(std::string(name) + ' ' + s.text() + " weights of kind " +
+              std::to_string(static_cast<int>(weights.kind())));
   support::Tensor<double> expected(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
   support::Tensor<T> out(Layout::columns, s.batch, s.heads, s.queries, s.value_dim);
   ab::Evidence<double> truth;
   ab::Evidence<T> evidence, mass_only, threads;
   ab::reference::attention(in.q.input(), in.k.input(), in.v.input(), expected.view(), policies...,
                            ab::observe(truth, weights, statistic));
-  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies..., ab::observe(evidence, weights, statistic));
+  ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies...,
+                ab::observe(evidence, weights, statistic));
   const auto errors = support::logit_errors(s, in, {});
   support::compare_output(table, "output", out, expected, s, errors, in.v);
   support::compare_evidence(table, evidence, truth, s, errors, weights);
@@ -34,7 +36,8 @@ void check_statistic(support::Table& table, const char* name, Statistic statisti
       table.expect(got.size() == right.size(), "length of the statistic");
       for (std::size_t j = 0; j < right.size(); ++j)
         column.compare(static_cast<double>(got[j]), right[j],
-                       loss * r * right[j] + 1e3 * static_cast<double>(std::numeric_limits<T>::min()), static_cast<Index>(j));
+                       loss * r * right[j] + 1e3 * static_cast<double>(std::numeric_limits<T>::min()),
+                       static_cast<Index>(j));
     }
 
   ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies..., ab::observe(mass_only, weights));
@@ -54,12 +57,16 @@ TEMPLATE_TEST_CASE("statistics of the probabilities are the reference", "[eviden
   using T = TestType;
   support::Table table;
   support::Random random(141);
-  for (const support::Shape& s : {support::Shape{1, 1, 1, 1, 7, 4, 4}, {2, 4, 2, 49, 100, 8, 7}, {1, 2, 1, 100, 33, 16, 17},
-                                  {1, 1, 1, 300, 257, 8, 33}, {1, 2, 2, 17, 130, 3, 1}}) {
+  for (const support::Shape& s : {support::Shape{1, 1, 1, 1, 7, 4, 4},
+                                  {2, 4, 2, 49, 100, 8, 7},
+                                  {1, 2, 1, 100, 33, 16, 17},
+                                  {1, 1, 1, 300, 257, 8, 33},
+                                  {1, 2, 2, 17, 130, 3, 1}}) {
     const support::Inputs<T> in(s, random);
     std::vector<double> u;
     for (Index i = 0; i < s.queries; ++i) u.push_back(i % 3 == 0 ? 0 : random.unit());
-    for (const auto& weights : {ab::QueryWeights::all(), ab::QueryWeights::last(5), ab::QueryWeights::of(u), ab::QueryWeights::none()}) {
+    for (const auto& weights :
+         {ab::QueryWeights::all(), ab::QueryWeights::last(5), ab::QueryWeights::of(u), ab::QueryWeights::none()}) {
       check_statistic(table, "squares", ab::evidence::squares, 2, s, in, weights, ab::mask::Causal{});
       check_statistic(table, "maximum", ab::evidence::maximum, 1, s, in, weights, ab::mask::Causal{});
       // p / (1 - p) and |v - o|^2 each lose where p is near 1: then v is nearly o.
@@ -68,7 +75,8 @@ TEMPLATE_TEST_CASE("statistics of the probabilities are the reference", "[eviden
     }
     // Long queries and keys: most queries have a key with p >= 1/2.
     const support::Inputs<T> peaked(s, random, support::Family::uniform, 3);
-    check_statistic(table, "leave one out, peaked", ab::evidence::leave_one_out, 1e4, s, peaked, ab::QueryWeights::of(u));
+    check_statistic(table, "leave one out, peaked", ab::evidence::leave_one_out, 1e4, s, peaked,
+                    ab::QueryWeights::of(u));
   }
   table.report();
 }
@@ -81,7 +89,8 @@ TEMPLATE_TEST_CASE("leave-one-out is the change of the output", "[evidence][stat
   ab::Evidence<T> evidence;
   support::Tensor<T> out(Layout::bhsd, 1, 1, 20, 6);
   support::Tensor<double> whole(Layout::bhsd, 1, 1, 20, 6), part(Layout::bhsd, 1, 1, 20, 6);
-  ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::leave_one_out));
+  ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(),
+                ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::leave_one_out));
   ab::reference::attention(in.q.view(), in.k.view(), in.v.view(), whole.view());
   for (Index dropped = 0; dropped < 12; ++dropped) {
     auto skip = [&](const support::Tensor<T>& x) {
@@ -92,8 +101,10 @@ TEMPLATE_TEST_CASE("leave-one-out is the change of the output", "[evidence][stat
     ab::reference::attention(in.q.view(), without.k.view(), without.v.view(), part.view());
     double change = 0;
     for (Index i = 0; i < 20; ++i)
-      for (Index c = 0; c < 6; ++c) change += (whole(0, 0, i, c) - part(0, 0, i, c)) * (whole(0, 0, i, c) - part(0, 0, i, c));
-    CHECK(static_cast<double>(evidence.statistic(0, 0)[static_cast<std::size_t>(dropped)]) == Approx(change).epsilon(1e-4));
+      for (Index c = 0; c < 6; ++c)
+        change += (whole(0, 0, i, c) - part(0, 0, i, c)) * (whole(0, 0, i, c) - part(0, 0, i, c));
+    CHECK(static_cast<double>(evidence.statistic(0, 0)[static_cast<std::size_t>(dropped)]) ==
+          Approx(change).epsilon(1e-4));
   }
 }
 
@@ -134,8 +145,8 @@ TEMPLATE_TEST_CASE("what is masked reaches no statistic", "[evidence][statistic]
   check(ab::evidence::leave_one_out);
 }
 
-TEMPLATE_TEST_CASE("leave-one-out of values that are infinite or as large as they can be", "[evidence][statistic]", float,
-                   double) {
+TEMPLATE_TEST_CASE("leave-one-out of values that are infinite or as large as they can be", "[evidence][statistic]",
+                   float, double) {
   using T = TestType;
   support::Random random(144);
   const support::Shape s{1, 1, 1, 40, 70, 4, 5};

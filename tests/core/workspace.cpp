@@ -9,7 +9,8 @@ namespace ab = attention_balancer;
 
 TEST_CASE("a workspace only grows", "[core][workspace]") {
   static_assert(!std::is_copy_constructible_v<ab::Workspace> && !std::is_copy_assignable_v<ab::Workspace>);
-  static_assert(std::is_nothrow_move_constructible_v<ab::Workspace> && std::is_nothrow_move_assignable_v<ab::Workspace>);
+  static_assert(std::is_nothrow_move_constructible_v<ab::Workspace> &&
+                std::is_nothrow_move_assignable_v<ab::Workspace>);
   ab::Workspace workspace;
   CHECK(workspace.capacity() == 0);
   std::byte* const first = workspace.reserve(1000);

@@ -15,7 +15,8 @@ namespace {
 template <class T>
 bool averages_equal_keys() {
   const ab::Index queries = 37, keys = 29, dim = 19;
-  const std::vector<T> q(static_cast<std::size_t>(queries * dim), T(0.25)), k(static_cast<std::size_t>(keys * dim), T(1));
+  const std::vector<T> q(static_cast<std::size_t>(queries * dim), T(0.25)),
+      k(static_cast<std::size_t>(keys * dim), T(1));
   std::vector<T> v(static_cast<std::size_t>(keys * dim)), out(q.size());
   for (std::size_t i = 0; i < v.size(); ++i) v[i] = static_cast<T>(i / static_cast<std::size_t>(dim));
   ab::Evidence<T> evidence;

@@ -28,7 +28,8 @@ void check_mask(support::Table& table, const std::string& name, const ab::Proble
             site.move_to_key(j);
             using T = ab::simd::scalar_of<S>;
             alignas(64) T values[lanes];
-            ab::simd::store_aligned(values, ab::simd::select(ab::simd::mask_of<S>(mask.visible(site)), S(T(1)), S(T(0))));
+            ab::simd::store_aligned(values,
+                                    ab::simd::select(ab::simd::mask_of<S>(mask.visible(site)), S(T(1)), S(T(0))));
             for (int l = 0; l < lanes && first + l < p.queries; ++l)
               column.equal(static_cast<double>(values[l]), seen(Place{b, h, first + l, j}) ? 1 : 0,
                            (first + l) * p.keys + j);
@@ -74,13 +75,14 @@ TEST_CASE("masks say the same of blocks and of places", "[mask]") {
     const Index most = std::numeric_limits<Index>::max();
     for (const auto& [left, right] : {std::pair<Index, Index>{-1, -1}, {0, 0}, {3, 0}, {0, 5}, {7, 7}, {-1, 2}, {4, -1},
                                       {most, 0}, {0, most}, {most, most}, {100, 100}})
-      check_mask(table, "window " + std::to_string(left) + ' ' + std::to_string(right), p, ab::mask::Window{left, right},
-                 [=, l = left, r = right](Place at) {
+      check_mask(table, "window " + std::to_string(left) + ' ' + std::to_string(right), p,
+                 ab::mask::Window{left, right}, [=, l = left, r = right](Place at) {
                    const Index distance = at.j - (at.i + shift);
                    return (l < 0 || -distance <= l) && (r < 0 || distance <= r);
                  });
     const std::vector<Index> lengths{random.below(keys + 1), keys};
-    const std::vector<std::int32_t> narrow{static_cast<std::int32_t>(lengths[0]), static_cast<std::int32_t>(lengths[1])};
+    const std::vector<std::int32_t> narrow{static_cast<std::int32_t>(lengths[0]),
+                                           static_cast<std::int32_t>(lengths[1])};
     auto before = [&](Place at) { return at.j < lengths[static_cast<std::size_t>(at.b)]; };
     check_mask(table, "lengths", p, ab::mask::KeyLengths(lengths), before);
     check_mask(table, "lengths int32", p, ab::mask::KeyLengths(narrow), before);

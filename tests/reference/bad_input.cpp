@@ -13,10 +13,12 @@ TEST_CASE("the reference refuses what the kernels refuse", "[reference][bad inpu
   CHECK_THROWS_AS(ab::reference::attention(q, k, v, q), ab::ShapeError);
   CHECK_THROWS_AS(ab::reference::attention(q, k, q, out), ab::ShapeError);
   CHECK_THROWS_AS(ab::reference::attention_evidence(q, v, ab::observe(evidence)), ab::ShapeError);
-  CHECK_THROWS_AS(ab::reference::attention(q, k, v, out, ab::score::KeyBias(three), ab::observe(evidence)), ab::ShapeError);
+  CHECK_THROWS_AS(ab::reference::attention(q, k, v, out, ab::score::KeyBias(three), ab::observe(evidence)),
+                  ab::ShapeError);
   CHECK(evidence.batch() == 0);
   CHECK_THROWS_AS(ab::reference::attention(q, k, v, out, ab::normalize::Sink(three)), ab::ShapeError);
   const std::vector<double> five(5);
-  CHECK_THROWS_AS(ab::reference::attention(q, k, v, out, ab::observe(evidence, ab::QueryWeights::of(five))), ab::ShapeError);
+  CHECK_THROWS_AS(ab::reference::attention(q, k, v, out, ab::observe(evidence, ab::QueryWeights::of(five))),
+                  ab::ShapeError);
   CHECK(evidence.batch() == 0);
 }

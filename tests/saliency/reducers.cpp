@@ -72,7 +72,8 @@ TEMPLATE_TEST_CASE("heads can be summed, left alone, or reduced within the group
   const auto each = ab::saliency::mass(evidence, ab::EachHead{}, 1);
   REQUIRE(each.rows() == 4);
   REQUIRE(each.length() == 2);
-  for (const ab::Index h : {0, 1, 2, 3}) CHECK(V(each[h].begin(), each[h].end()) == ab::saliency::mass(evidence, ab::Head{h}, 1));
+  for (const ab::Index h : {0, 1, 2, 3})
+    CHECK(V(each[h].begin(), each[h].end()) == ab::saliency::mass(evidence, ab::Head{h}, 1));
   const auto values = [](const auto& rows) { return V(rows.values().begin(), rows.values().end()); };
   CHECK(values(ab::saliency::mass(evidence, ab::KvHeads{2})) == V{5, 6, 25, 26});
   CHECK(values(ab::saliency::mass(evidence, ab::KvHeads{2, ab::Heads::max})) == V{10, 11, 30, 31});
@@ -122,7 +123,8 @@ TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float
   for (const double gamma : {-1.0, std::nan(""), HUGE_VAL})
     CHECK_THROWS_AS(ab::saliency::mean_and_variance(evidence, gamma), ab::InputError);
   CHECK_THROWS_AS(ab::saliency::leave_one_out(evidence), ab::InputError);
-  CHECK_THROWS_WITH(ab::saliency::variance(sample<TestType>()), Catch::Matchers::ContainsSubstring("evidence::squares"));
+  CHECK_THROWS_WITH(ab::saliency::variance(sample<TestType>()),
+                    Catch::Matchers::ContainsSubstring("evidence::squares"));
   EvidenceAccess::reshape(evidence, 1, 2, 3, 2, true, Kind::leave_one_out);
   for (const ab::Index h : {0, 1}) EvidenceAccess::statistic(evidence, h)[0] = TestType(h + 1);
   CHECK(ab::saliency::leave_one_out(evidence) == std::vector<TestType>{3, 0});

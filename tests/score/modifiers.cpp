@@ -52,23 +52,34 @@ TEST_CASE("score modifiers are their formulas", "[score]") {
   for (const auto& [queries, keys] : {std::pair<Index, Index>{1, 1}, {1, 9}, {37, 20}, {20, 37}}) {
     const ab::Problem p{2, 3, 1, queries, keys, 1, 1};
     for (const float cap : {0.5f, 30.0f, 50.0f})
-      check_all(table, "softcap", p, ab::score::Softcap<float>{cap},
-                [=](double s, Index, Index, Index, Index) { return static_cast<double>(cap) * std::tanh(s / static_cast<double>(cap)); }, 8 * (1 + static_cast<double>(cap)));
+      check_all(
+          table, "softcap", p, ab::score::Softcap<float>{cap},
+          [=](double s, Index, Index, Index, Index) {
+            return static_cast<double>(cap) * std::tanh(s / static_cast<double>(cap));
+          },
+          8 * (1 + static_cast<double>(cap)));
     check_all(table, "no softcap", p, ab::score::Softcap{0},
               [](double s, Index, Index, Index, Index) { return s; }, 0);
     const std::vector<float> slopes{0.5f, 0.25f, -2.0f};
-    check_all(table, "alibi", p, ab::score::Alibi(slopes),
-              [&, nq = queries, nk = keys](double s, Index, Index h, Index i, Index j) {
-                return s - static_cast<double>(slopes[static_cast<std::size_t>(h)]) * std::fabs(static_cast<double>(i + nk - nq - j));
-              }, 64);
+    check_all(
+        table, "alibi", p, ab::score::Alibi(slopes),
+        [&, nq = queries, nk = keys](double s, Index, Index h, Index i, Index j) {
+          return s - static_cast<double>(slopes[static_cast<std::size_t>(h)]) *
+                         std::fabs(static_cast<double>(i + nk - nq - j));
+        },
+        64);
     for (int axes = 0; axes < 16; ++axes)
       for (const auto layout : {support::Layout::bhsd, support::Layout::columns, support::Layout::reversed}) {
-        support::Tensor<float> x(layout, axes & 1 ? 2 : 1, axes & 2 ? 3 : 1, axes & 4 ? queries : 1, axes & 8 ? keys : 1);
+        support::Tensor<float> x(layout, axes & 1 ? 2 : 1, axes & 2 ? 3 : 1, axes & 4 ? queries : 1,
+                                 axes & 8 ? keys : 1);
         x.fill([&](auto...) { return random.chance(0.1) ? -HUGE_VAL : random.uniform(-3, 3); });
-        check_all(table, "bias " + std::to_string(axes) + ' ' + name_of(layout), p, ab::score::Bias(x.view()),
-                  [&](double s, Index b, Index h, Index i, Index j) {
-                    return s + static_cast<double>(x(axes & 1 ? b : 0, axes & 2 ? h : 0, axes & 4 ? i : 0, axes & 8 ? j : 0));
-                  }, 64);
+        check_all(
+            table, "bias " + std::to_string(axes) + ' ' + name_of(layout), p, ab::score::Bias(x.view()),
+            [&](double s, Index b, Index h, Index i, Index j) {
+              return s +
+                     static_cast<double>(x(axes & 1 ? b : 0, axes & 2 ? h : 0, axes & 4 ? i : 0, axes & 8 ? j : 0));
+            },
+            64);
       }
     std::vector<double> bias;
     for (Index j = 0; j < keys; ++j) bias.push_back(random.uniform(-3, 3));

@@ -82,7 +82,8 @@ void check_functions(support::Table& table, const std::string& name) {
     exp.compare(first(simd::exp(S(wide))), std::exp(static_cast<double>(wide)),
                 4 * eps * std::exp(static_cast<double>(wide)), n);
     tanh.compare(first(simd::tanh(S(x))), std::tanh(dx), 4 * eps, n);
-    tanh.compare(first(simd::tanh(S(tiny))), static_cast<double>(tiny), 4 * eps * std::fabs(static_cast<double>(tiny)), n);
+    tanh.compare(first(simd::tanh(S(tiny))), static_cast<double>(tiny),
+                 4 * eps * std::fabs(static_cast<double>(tiny)), n);
   }
   const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
   exp.equal(first(simd::exp(S(-infinity))), 0, -1);
@@ -91,9 +92,11 @@ void check_functions(support::Table& table, const std::string& name) {
   exp.equal(first(simd::exp(S(T(0)))), 1, -4);
   exp.equal(first(simd::exp(S(T(1000)))), inf, -5);
   exp.equal(first(simd::exp(S(T(-1000)))), 0, -6);
-  const T most = static_cast<T>(sizeof(T) == 4 ? 88.72 : 709.78), least = static_cast<T>(sizeof(T) == 4 ? -87.3 : -708.3);
+  const T most = static_cast<T>(sizeof(T) == 4 ? 88.72 : 709.78),
+          least = static_cast<T>(sizeof(T) == 4 ? -87.3 : -708.3);
   for (const T x : {most, least})
-    exp.compare(first(simd::exp(S(x))), std::exp(static_cast<double>(x)), 4 * eps * std::exp(static_cast<double>(x)), -7);
+    exp.compare(first(simd::exp(S(x))), std::exp(static_cast<double>(x)),
+                4 * eps * std::exp(static_cast<double>(x)), -7);
   log.equal(first(simd::log(S(T(0)))), -inf, -1);
   log.equal(first(simd::log(S(T(1)))), 0, -2);
   log.equal(first(simd::log(S(nan))), std::nan(""), -3);

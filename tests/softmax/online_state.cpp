@@ -66,7 +66,8 @@ TEMPLATE_TEST_CASE("the running softmax is the softmax", "[softmax]", float, dou
             scores.push_back(static_cast<T>(s));
           }
         const Run<T> run(scores, step, static_cast<T>(sink));
-        table.begin("kind " + std::to_string(kind) + ", sink " + std::to_string(sink) + ", step " + std::to_string(step));
+        table.begin("kind " + std::to_string(kind) + ", sink " + std::to_string(sink) + ", step " +
+                    std::to_string(step));
         auto p_column = table.column("p"), lse_column = table.column("lse"), h_column = table.column("entropy"),
              sink_column = table.column("p of the sink");
         for (int i = 0; i < width; ++i) {
@@ -99,7 +100,8 @@ TEMPLATE_TEST_CASE("the running softmax is the softmax", "[softmax]", float, dou
           lse_column.compare(run.result.lse[i], lse, eps * (4 + 2 * std::fabs(lse)), i);
           h_column.compare(run.result.entropy[i], entropy, 300 * eps, i);
           const double p_sink = std::exp(sink - lse);
-          sink_column.compare(run.result.sink[i], p_sink, p_sink > 0 ? (300 + 4 * (lse - sink)) * eps * p_sink + tiny : 0, i);
+          sink_column.compare(run.result.sink[i], p_sink,
+                              p_sink > 0 ? (300 + 4 * (lse - sink)) * eps * p_sink + tiny : 0, i);
         }
       }
   table.report();

@@ -81,15 +81,16 @@ std::vector<double> logit_errors(const Shape& s, const Inputs<T>& in, const Magn
 }
 
 template <class T, class U>
-void compare_output(Table& table, const char* name, const Tensor<T>& got, const Tensor<double>& expected, const Shape& s,
-                    const std::vector<double>& errors, const Tensor<U>& v) {
+void compare_output(Table& table, const char* name, const Tensor<T>& got, const Tensor<double>& expected,
+                    const Shape& s, const std::vector<double>& errors, const Tensor<U>& v) {
   const double eps = std::numeric_limits<T>::epsilon();
   double most = 0;
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.kv_heads; ++h)
       for (Index j = 0; j < s.keys; ++j)
         for (Index c = 0; c < s.value_dim; ++c)
-          if (const double x = std::fabs(static_cast<double>(v(b, h, j, c))); std::isfinite(x)) most = std::max(most, x);
+          if (const double x = std::fabs(static_cast<double>(v(b, h, j, c))); std::isfinite(x))
+            most = std::max(most, x);
   auto column = table.column(name);
   Index row = 0;
   for (Index b = 0; b < s.batch; ++b)

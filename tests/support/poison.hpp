@@ -53,7 +53,8 @@ void check_poison(Table& table, const PolicySet<T>& set, std::uint64_t seed, Poi
   const Observed<T> clean(set, in, weights);
 
   // [B, Hkv, Nk, 1] and [B, Hq, Nq, 1]
-  Tensor<double> bad_key(Layout::bhsd, s.batch, s.kv_heads, s.keys, 1), bad_query(Layout::bhsd, s.batch, s.heads, s.queries, 1);
+  Tensor<double> bad_key(Layout::bhsd, s.batch, s.kv_heads, s.keys, 1),
+      bad_query(Layout::bhsd, s.batch, s.heads, s.queries, 1);
   bad_key.fill([&](auto...) { return poison != Poison::queries && random.chance(0.15) ? 1 : 0; });
   bad_query.fill([&](auto...) { return poison == Poison::queries && random.chance(0.15) ? 1 : 0; });
   const T bad = static_cast<T>(what);

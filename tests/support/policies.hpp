@@ -27,7 +27,9 @@ struct MaybeMask {
     if constexpr (requires(const M& m) { m.prefers_key_lanes(); }) return mask && mask->prefers_key_lanes();
     return false;
   }
-  ab::mask::Coverage classify(const ab::Rect& rect) const { return mask ? mask->classify(rect) : ab::mask::Coverage::full; }
+  ab::mask::Coverage classify(const ab::Rect& rect) const {
+    return mask ? mask->classify(rect) : ab::mask::Coverage::full;
+  }
   template <class S>
   auto visible(const ab::Site<S>& site) const {
     using Answer = decltype(site.key() == site.key());
@@ -163,8 +165,8 @@ class PolicySet {
   template <class F>
   void apply(F f) const {
     const double scale = 1 / std::sqrt(static_cast<double>(shape_.dim));
-    f(ab::score::Scale<T>{factor_ != T(0) ? factor_ : static_cast<T>(scale)}, softcap_, alibi_, bias_, key_bias_, causal_,
-      window_, lengths_, boolean_, blocks_, ab::normalize::Sink(logits_));
+    f(ab::score::Scale<T>{factor_ != T(0) ? factor_ : static_cast<T>(scale)}, softcap_, alibi_, bias_, key_bias_,
+      causal_, window_, lengths_, boolean_, blocks_, ab::normalize::Sink(logits_));
   }
 
   /// f(policies...) with a target for the gradient of each parameter.
@@ -172,9 +174,9 @@ class PolicySet {
   void apply_with(const Targets& to, F f) const {
     const double scale = 1 / std::sqrt(static_cast<double>(shape_.dim));
     f(ab::gradient(ab::score::Scale<T>{factor_ != T(0) ? factor_ : static_cast<T>(scale)}, to.scale.view()),
-      ab::gradient(softcap_, to.softcap.view()), ab::gradient(alibi_, to.alibi.view()), ab::gradient(bias_, to.bias.view()),
-      ab::gradient(key_bias_, to.key_bias.view()), causal_, window_, lengths_, boolean_, blocks_,
-      ab::gradient(ab::normalize::Sink(logits_), to.sink.view()));
+      ab::gradient(softcap_, to.softcap.view()), ab::gradient(alibi_, to.alibi.view()),
+      ab::gradient(bias_, to.bias.view()), ab::gradient(key_bias_, to.key_bias.view()), causal_, window_, lengths_,
+      boolean_, blocks_, ab::gradient(ab::normalize::Sink(logits_), to.sink.view()));
   }
 
   /// Moves every parameter by h times its element of `direction`.

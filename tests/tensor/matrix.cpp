@@ -102,9 +102,11 @@ TEST_CASE("heads of a matrix lie beside one another", "[tensor][matrix]") {
   const Eigen::MatrixXf q = random_matrix<float>(random, 20, 12), k = random_matrix<float>(random, 30, 6),
                         v = random_matrix<float>(random, 30, 10);
   Eigen::MatrixXf out(20, 20), turned(20, 20);
-  ab::attention(ab::tokens_in_rows(q, 4), ab::tokens_in_rows(k, 2), ab::tokens_in_rows(v, 2), ab::tokens_in_rows(out, 4));
+  ab::attention(ab::tokens_in_rows(q, 4), ab::tokens_in_rows(k, 2), ab::tokens_in_rows(v, 2),
+                ab::tokens_in_rows(out, 4));
   for (Index h = 0; h < 4; ++h) {
-    const Eigen::MatrixXf qh = q.middleCols(3 * h, 3), kh = k.middleCols(3 * (h / 2), 3), vh = v.middleCols(5 * (h / 2), 5);
+    const Eigen::MatrixXf qh = q.middleCols(3 * h, 3), kh = k.middleCols(3 * (h / 2), 3),
+                          vh = v.middleCols(5 * (h / 2), 5);
     CHECK(close(out.middleCols(5 * h, 5), truth<float>(qh, kh, vh)));
   }
   const Eigen::MatrixXf tq = q.transpose(), tk = k.transpose(), tv = v.transpose();

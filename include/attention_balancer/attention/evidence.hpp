@@ -90,7 +90,9 @@ class Evidence {
   std::span<const T> lse(Index b, Index h) const { return row(lse_, b, h, queries_); }
 
   /// [queries] number of keys that each query gives weight to; empty with softmax, which gives to all that it sees.
-  std::span<const Index> support(Index b, Index h) const { return row(support_, b, h, support_.empty() ? 0 : queries_); }
+  std::span<const Index> support(Index b, Index h) const {
+    return row(support_, b, h, support_.empty() ? 0 : queries_);
+  }
 
   /// [queries] entropy in nats of each query's distribution over its keys and its sink.
   std::span<const T> entropy(Index b, Index h) const { return row(entropy_, b, h, queries_); }
@@ -300,8 +302,8 @@ struct EvidenceAccess {
     e.kind_ = statistic;
   }
 
-  /// Entry k of what item `batch` has per key becomes what entry kept[k] was. The number of keys shrinks if it is the only
-  /// item; otherwise what is behind becomes 0.
+  /// Entry k of what item `batch` has per key becomes what entry kept[k] was. The number of keys shrinks if it is the
+  /// only item; otherwise what is behind becomes 0.
   template <class T>
   static void keep(Evidence<T>& e, Index batch, std::span<const Index> kept) {
     const Index keys = e.keys_, size = static_cast<Index>(kept.size()), shrunk = e.batch_ == 1 ? size : keys;

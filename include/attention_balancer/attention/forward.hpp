@@ -29,7 +29,8 @@ Index concurrency_of(const E& executor) {
 template <Scalar T, class... P>
 void take_scale_and_sink(Call<T>& call, P&... policies) {
   call.scale = scale_of<T>(call.problem, policies...);
-  if (!std::isfinite(call.scale)) fail<InputError>("score::Scale factor", call.scale, "be finite in the tensors' scalar");
+  if (!std::isfinite(call.scale))
+    fail<InputError>("score::Scale factor", call.scale, "be finite in the tensors' scalar");
   if constexpr (count_of<PolicyKind::sink, T, P...> > 0) {
     auto& sink = find_policy<PolicyKind::sink, T>(policies...);
     using Sink = std::remove_reference_t<decltype(sink)>;
@@ -38,7 +39,9 @@ void take_scale_and_sink(Call<T>& call, P&... policies) {
       if (!(static_cast<T>(sink.logit(h)) < infinity<T>))
         fail<InputError>("normalize::Sink logit of head " + std::to_string(h), sink.logit(h),
                          "be finite in the tensors' scalar, or -inf");
-    call.sink_logit = [](const void* s, Index head) { return static_cast<T>(static_cast<const Sink*>(s)->logit(head)); };
+    call.sink_logit = [](const void* s, Index head) {
+      return static_cast<T>(static_cast<const Sink*>(s)->logit(head));
+    };
   }
 }
 

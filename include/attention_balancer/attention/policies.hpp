@@ -98,7 +98,8 @@ inline constexpr bool needs_values<PackedObservation<T, evidence::Kind::leave_on
 
 /// False for a normaliser that divides by no sum of exponentials.
 template <class P>
-inline constexpr bool has_denominator = !std::is_same_v<P, normalize::Sparsemax> && !std::is_same_v<P, normalize::Entmax15>;
+inline constexpr bool has_denominator =
+    !std::is_same_v<P, normalize::Sparsemax> && !std::is_same_v<P, normalize::Entmax15>;
 
 /// Whether the policies can be used together on tensors of T, forward or backward; says why not.
 template <class T, class... P>
@@ -118,9 +119,10 @@ consteval bool any_policies_fit() {
   static_assert(normalizers, "attention_balancer: a call takes one normaliser, not two");
   constexpr bool denominators =
       count_of<PolicyKind::sink, T, P...> == 0 || (has_denominator<std::remove_cvref_t<P>> && ...);
-  static_assert(denominators,
-                "attention_balancer: normalize::Sparsemax and Entmax15 have no denominator that a normalize::Sink could "
-                "take part in");
+  static_assert(
+      denominators,
+      "attention_balancer: normalize::Sparsemax and Entmax15 have no denominator that a normalize::Sink could "
+      "take part in");
   constexpr bool executors = count_of<PolicyKind::executor, T, P...> <= 1;
   static_assert(executors, "attention_balancer: a call takes one executor, not two");
   constexpr bool workspaces = count_of<PolicyKind::workspace, T, P...> <= 1;
@@ -206,8 +208,9 @@ void check_borrowed(const P& policy, const TensorView<T>& out, const Evidence<T>
     const Extent extent = check_layout(x);
     if (may_overlap(output, check_layout(output), x, extent))
       fail<ShapeError>("out", std::string("in the memory of ") + x.name, "not overlap an input");
-    if (evidence != nullptr && EvidenceAccess::holds(*evidence, reinterpret_cast<const std::byte*>(x.address) + extent.low,
-                                                     static_cast<std::size_t>(extent.high - extent.low)))
+    if (evidence != nullptr &&
+        EvidenceAccess::holds(*evidence, reinterpret_cast<const std::byte*>(x.address) + extent.low,
+                              static_cast<std::size_t>(extent.high - extent.low)))
       fail<ShapeError>(x.name, "in the memory of the evidence", "be copied first: the call overwrites the evidence");
   };
   if constexpr (requires { policy.borrowed(check); }) policy.borrowed(check);

@@ -20,8 +20,11 @@ struct NamedIsa {
   std::string_view name;
   Isa isa;
 };
-inline constexpr NamedIsa named_isas[] = {
-    {"scalar", Isa::scalar}, {"sse2", Isa::sse2}, {"avx2", Isa::avx2}, {"avx512", Isa::avx512}, {"neon64", Isa::neon64}};
+inline constexpr NamedIsa named_isas[] = {{"scalar", Isa::scalar},
+                                          {"sse2", Isa::sse2},
+                                          {"avx2", Isa::avx2},
+                                          {"avx512", Isa::avx512},
+                                          {"neon64", Isa::neon64}};
 
 }  // namespace detail
 

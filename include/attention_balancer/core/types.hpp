@@ -17,8 +17,8 @@ namespace detail {
 
 /// A temporary that owns its elements, such as a vector or an array: nothing may be borrowed from it.
 template <class R>
-concept OwningTemporary = !std::is_lvalue_reference_v<R> && !std::ranges::enable_borrowed_range<std::remove_cvref_t<R>> &&
-                          requires(R& r) {
+concept OwningTemporary = !std::is_lvalue_reference_v<R> &&
+                          !std::ranges::enable_borrowed_range<std::remove_cvref_t<R>> && requires(R& r) {
                             r.data();
                             r.size();
                           };

@@ -207,7 +207,8 @@ class Blocks {
   void validate(const Problem& problem) const {
     if (query_block_ < 1) detail::fail<ShapeError>("mask::Blocks query_block", query_block_, "be at least 1");
     if (key_block_ < 1) detail::fail<ShapeError>("mask::Blocks key_block", key_block_, "be at least 1");
-    detail::require_equal("mask::Blocks length", view_.length, "the query blocks", blocks(problem.queries, query_block_));
+    detail::require_equal("mask::Blocks length", view_.length, "the query blocks",
+                          blocks(problem.queries, query_block_));
     detail::require_equal("mask::Blocks dim", view_.dim, "the key blocks", blocks(problem.keys, key_block_));
     if (view_.batch != 1) detail::require_equal("mask::Blocks batch", view_.batch, "1 or the batch", problem.batch);
     if (view_.heads != 1)

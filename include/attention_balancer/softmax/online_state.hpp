@@ -115,7 +115,8 @@ void normalize_block(const OnlineState<T>& state, T sink_logit, bool evidence, N
     const S sum = simd::load_aligned<S>(state.sum + v * n), dot = simd::load_aligned<S>(state.dot + v * n);
     const S highest = simd::max(sink, top);
     const S base = simd::select(highest == none, zero, highest);
-    const S shrink = simd::exp2_clamped(simd::clamp_exponent(simd::select(top == none, none, (offset - base) * log2_e)));
+    const S shrink =
+        simd::exp2_clamped(simd::clamp_exponent(simd::select(top == none, none, (offset - base) * log2_e)));
     const S sink_weight = simd::exp2_clamped(simd::clamp_exponent((sink - base) * log2_e));
     const S total = simd::fma(sum, shrink, sink_weight);
     const S inverse = simd::select(total == zero, zero, S(T(1)) / total);
@@ -126,7 +127,8 @@ void normalize_block(const OnlineState<T>& state, T sink_logit, bool evidence, N
     const S log_total = simd::log(total);
     simd::store_aligned(result.lse + v * n, log_total + base);
     // H = lse - sum p s - p_sink s_sink, with every score measured from the highest: no cancellation of large numbers.
-    const S from_top = simd::select(top == none, zero, base - top), from_sink = simd::select(sink == none, zero, base - sink);
+    const S from_top = simd::select(top == none, zero, base - top),
+            from_sink = simd::select(sink == none, zero, base - sink);
     S entropy = simd::select(total == zero, zero, log_total);
     entropy = entropy + sum * factor * from_top + sink_probability * from_sink - S(T(simd::ln_2)) * dot * factor;
     simd::store_aligned(result.entropy + v * n, simd::max(zero, entropy));

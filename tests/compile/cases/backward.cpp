@@ -55,7 +55,8 @@ void f(ab::TensorView<const float> q, ab::TensorView<float> x, ab::TensorView<do
 #elif CASE == 8
   ab::attention_backward(q, q, q, q, e, q, q, x, x);
 #elif CASE == 9
-  ab::attention_backward(q, q, q, q, e, q, x, x, x, ab::evidence::LseGradient(logits), ab::evidence::LseGradient(logits));
+  ab::attention_backward(q, q, q, q, e, q, x, x, x, ab::evidence::LseGradient(logits),
+                         ab::evidence::LseGradient(logits));
 #elif CASE == 10
   ab::attention(q, q, q, x, ab::normalize::Entmax15{}, ab::normalize::Sink(logits));
 #elif CASE == 11

@@ -11,7 +11,9 @@ namespace ab = attention_balancer;
 struct NoPolicy {};
 
 template <class T>
-concept Balanced = requires { typename ab::ResourceBalancer<T, ab::allocate::Proportional, ab::feedback::Leaky<float>>; };
+concept Balanced = requires {
+  typename ab::ResourceBalancer<T, ab::allocate::Proportional, ab::feedback::Leaky<float>>;
+};
 static_assert(Balanced<float> && !Balanced<int>);
 
 void f(ab::Index n, const std::vector<bool>& eligible) {

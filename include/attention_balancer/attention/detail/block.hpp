@@ -215,7 +215,8 @@ class Block {
       keep_weights(scores, keys * width);
     else if (guard)
       std::copy_n(scores, keys * width, s_.spare);
-    if (!has_weights()) evidence_.lse != nullptr ? weigh<T, V, true>(scores, keys, state_) : weigh<T, V, false>(scores, keys, state_);
+    if (!has_weights())
+      evidence_.lse != nullptr ? weigh<T, V, true>(scores, keys, state_) : weigh<T, V, false>(scores, keys, state_);
     if (p_.value_dim > 0) {
       Rows<T> v = values_of(range);
       if (guard) v = guarded(v, keys);
@@ -263,8 +264,9 @@ class Block {
     for (Index i = 0; i < count_; ++i) {
       evidence_.support[first_ + i] = static_cast<Index>(sparse_.support[i]);
       if (has_weights())
-        evidence_.lse[first_ + i] =
-            state_.top[i] == -infinity<T> && state_.sum[i] == T(0) ? -infinity<T> : state_.offset[i] + unit * sparse_.threshold[i];
+        evidence_.lse[first_ + i] = state_.top[i] == -infinity<T> && state_.sum[i] == T(0)
+                                        ? -infinity<T>
+                                        : state_.offset[i] + unit * sparse_.threshold[i];
     }
   }
 

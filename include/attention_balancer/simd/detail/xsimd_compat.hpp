@@ -160,7 +160,8 @@ ATTENTION_BALANCER_INLINE Batch load_bytes(const unsigned char* from) noexcept {
   constexpr int n = static_cast<int>(Batch::size);
   [[maybe_unused]] constexpr bool single = sizeof(typename Batch::value_type) == 4;
 #if defined(__AVX512F__)
-  if constexpr (n == 16) return Batch(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+  if constexpr (n == 16)
+    return Batch(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
   if constexpr (n == 8 && !single)
     return Batch(_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
 #endif

@@ -177,6 +177,23 @@ TEMPLATE_TEST_CASE("leave-one-out of values that are infinite or as large as the
   }
 }
 
+TEMPLATE_TEST_CASE("an output that does not count reaches no leave-one-out", "[evidence][statistic]", float, double) {
+  using T = TestType;
+  support::Random random(145);
+  const support::Inputs<T> in({1, 1, 1, 60, 60, 4, 4}, random);
+  support::Tensor<T> out(Layout::bhsd, 1, 1, 60, 4);
+  auto run = [&](ab::Evidence<T>& evidence) {
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::mask::Window{5, 0},
+                  ab::observe(evidence, ab::QueryWeights::last(30), ab::evidence::leave_one_out));
+  };
+  ab::Evidence<T> clean, touched;
+  run(clean);
+  in.v(0, 0, 10, 0) = std::numeric_limits<T>::infinity();  // seen by queries 10 to 15, which do not count
+  run(touched);
+  CHECK(std::isinf(out(0, 0, 12, 0)));
+  CHECK(support::same_bits(clean.statistic(0, 0), touched.statistic(0, 0)));
+}
+
 TEMPLATE_TEST_CASE("the largest odds are finite", "[evidence][statistic]", float, double) {
   // One key takes everything: p is 1, its odds are capped at 1 / epsilon.
   using T = TestType;

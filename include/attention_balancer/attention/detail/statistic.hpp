@@ -195,7 +195,8 @@ ATTENTION_BALANCER_NOINLINE T change_without_dominant(const WeightedRows<T>& row
 /// |v - o|^2 is |v|^2 + |o|^2 - 2 v.o, whose products are one more register tile. Where p is near 1, v is near o and
 /// what is left after the cancellation would be noise, multiplied by a large number; but at most one key of a query
 /// has p >= 1/2, so those take the difference itself. `Peaked`: there may be such a key. `Guarded`: values or outputs
-/// may not be finite, and must not meet the p of 0 of a query that does not see them.
+/// may not be finite, and must not meet the p of 0 of a query that does not see them, nor the u of 0 of one that does not
+/// count.
 template <Scalar T, int V, bool Peaked, bool Guarded>
 ATTENTION_BALANCER_NOINLINE void add_changes(const WeightedRows<T>& rows, const LeaveOneOut<T>& x,
                                              const T* value_squares, Index keys, T* change) noexcept {
@@ -206,7 +207,7 @@ ATTENTION_BALANCER_NOINLINE void add_changes(const WeightedRows<T>& rows, const 
   ATTENTION_BALANCER_UNROLL
   for (int k = 0; k < V; ++k) {
     const S f = simd::load_aligned<S>(rows.factor + k * n);
-    // 2 u f^2; a query that does not count may have any output.
+    // 2 u f^2
     const S u = simd::load_aligned<S>(rows.u + k * n);
     simd::store_aligned(twice + k * n, (u + u) * f * f);
     simd::store_aligned(opposite + k * n, zero - f);
@@ -247,7 +248,10 @@ ATTENTION_BALANCER_NOINLINE void add_changes(const WeightedRows<T>& rows, const 
     for (int k = 0; k < V; ++k) {
       S distance = simd::max(zero, simd::load_aligned<S>(halves + k * n) + value_half -
                                        simd::load_aligned<S>(x.products + (j * V + k) * n));
-      if constexpr (Guarded) distance = simd::select(w[k] == zero, zero, distance);
+      if constexpr (Guarded) {
+        const simd::mask_of<S> unseen = w[k] == zero, uncounted = simd::load_aligned<S>(rows.u + k * n) == zero;
+        distance = simd::select(unseen | uncounted, zero, distance);
+      }
       const S ratio = w[k] * inverse[k];
       sum = simd::fma(ratio * ratio, simd::load_aligned<S>(twice + k * n) * distance, sum);
     }

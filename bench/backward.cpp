@@ -2,8 +2,9 @@
 //
 // `of_peak` is the share of the peak measured in the same run, with 10 N^2 D floating point operations: five
 // products, of which one repeats the scores; for causal, as the visible half. `x_forward` is the time relative to
-// plain forward, run in turn with it. `through_evidence` has gradients of mass and entropy too: 12 N^2 D
-// operations, counted as 10.
+// forward, observed for its lse alone, run in turn with it. `through_evidence` has gradients of mass and entropy too: 12
+// N^2 D operations, counted as 10. `sparsemax`, `entmax15` and `top_k` (32 keys) do all scores and then only the blocks
+// where a key has weight, and are counted as if they did all.
 #include <benchmark/benchmark.h>
 
 #include "support/paired.hpp"
@@ -52,7 +53,22 @@ void check(const Tensors<T>& x, P&&... policies) {
         throw std::runtime_error("dq differs from the reference");
 }
 
-enum class Kind { plain, causal, through_evidence };
+enum class Kind { plain, causal, through_evidence, sparsemax, entmax15, top_k };
+
+/// call(policies...) with those that forward and backward share.
+template <Kind K, class Call>
+void with_policies(Call call) {
+  if constexpr (K == Kind::causal)
+    call(ab::mask::Causal{});
+  else if constexpr (K == Kind::sparsemax)
+    call(ab::normalize::Sparsemax{});
+  else if constexpr (K == Kind::entmax15)
+    call(ab::normalize::Entmax15{});
+  else if constexpr (K == Kind::top_k)
+    call(ab::normalize::TopK{32});
+  else
+    call();
+}
 
 template <class T, Kind K>
 void backward(benchmark::State& state) {
@@ -61,38 +77,32 @@ void backward(benchmark::State& state) {
   ab::Workspace workspace;
   ab::Evidence<T> evidence;
   const std::vector<T> entropy(static_cast<std::size_t>(length), T(0.1));
-  auto work = [&] {
-    if constexpr (K == Kind::causal)
-      ab::attention_backward(x.q, x.k, x.v, x.out, evidence, x.dout, x.dq, x.dk, x.dv, workspace,
-                             ab::mask::Causal{});
-    else if constexpr (K == Kind::through_evidence)
-      ab::attention_backward(x.q, x.k, x.v, x.out, evidence, x.dout, x.dq, x.dk, x.dv, workspace,
-                             ab::evidence::MassGradient(x.of_keys), ab::evidence::EntropyGradient(entropy));
-    else
-      ab::attention_backward(x.q, x.k, x.v, x.out, evidence, x.dout, x.dq, x.dk, x.dv, workspace);
+  auto forward = [&](const auto&... policies) {
+    ab::attention(x.q, x.k, x.v, x.out, workspace, ab::observe(evidence, ab::QueryWeights::none()), policies...);
   };
-  try {
-    const auto lse_only = ab::QueryWeights::none();
-    if constexpr (K == Kind::causal)
-      ab::attention(x.q, x.k, x.v, x.out, ab::mask::Causal{}, ab::observe(evidence, lse_only));
+  auto back = [&](const auto&... policies) {
+    ab::attention_backward(x.q, x.k, x.v, x.out, evidence, x.dout, x.dq, x.dk, x.dv, workspace, policies...);
+  };
+  auto work = [&] {
+    if constexpr (K == Kind::through_evidence)
+      back(ab::evidence::MassGradient(x.of_keys), ab::evidence::EntropyGradient(entropy));
     else
-      ab::attention(x.q, x.k, x.v, x.out, ab::observe(evidence, lse_only));
+      with_policies<K>(back);
+  };
+  auto forward_work = [&] { with_policies<K>(forward); };
+  try {
+    forward_work();
     work();
-    if constexpr (K == Kind::causal)
-      check(x, ab::mask::Causal{});
-    else if constexpr (K == Kind::through_evidence)
+    if constexpr (K == Kind::through_evidence)
       check(x, ab::evidence::MassGradient(x.of_keys),
             ab::evidence::EntropyGradient(
                 std::span(entropy).first(static_cast<std::size_t>(std::min(Index(4), length)))));
     else
-      check(x);
+      with_policies<K>([&](const auto&... policies) { check(x, policies...); });
   } catch (const std::exception& error) {
     return state.SkipWithError(error.what());
   }
-  std::vector<T> saved = x.numbers[3];  // the paired forward call overwrites the output
-  const auto keep = ab::bhsd(saved.data(), 1, 1, length, dim);
-  auto plain = [&] { ab::attention(x.q, x.k, x.v, keep, workspace); };
-  const auto [time, of_forward] = bench::run_paired(state, work, plain);
+  const auto [time, of_forward] = bench::run_paired(state, work, forward_work);
   const double pairs =
       static_cast<double>(length) * static_cast<double>(K == Kind::causal ? length + 1 : 2 * length) / 2;
   bench::report_flops<T>(state, 10 * pairs * static_cast<double>(dim), time);
@@ -105,9 +115,17 @@ void shapes(benchmark::internal::Benchmark* b) {
     for (int length = 128; length <= 4096; length *= 2) b->Args({length, dim});
 }
 
+void sparse_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"N", "D"})->UseManualTime()->Unit(benchmark::kMillisecond);
+  for (int length = 512; length <= 4096; length *= 2) b->Args({length, 64});
+}
+
 BENCHMARK(backward<float, Kind::plain>)->Name("backward<float>")->Apply(shapes);
 BENCHMARK(backward<float, Kind::causal>)->Name("causal<float>")->Apply(shapes);
 BENCHMARK(backward<float, Kind::through_evidence>)->Name("through_evidence<float>")->Apply(shapes);
+BENCHMARK(backward<float, Kind::sparsemax>)->Name("sparsemax<float>")->Apply(sparse_shapes);
+BENCHMARK(backward<float, Kind::entmax15>)->Name("entmax15<float>")->Apply(sparse_shapes);
+BENCHMARK(backward<float, Kind::top_k>)->Name("top_k<float>")->Apply(sparse_shapes);
 BENCHMARK(backward<double, Kind::plain>)->Name("backward<double>")->Apply(shapes);
 BENCHMARK(backward<double, Kind::causal>)->Name("causal<double>")->Apply(shapes);
 

@@ -47,6 +47,20 @@ class Ours:
 
         return run, lambda: out
 
+    def backward(self, case, q, k, v, dout, threads):
+        """The gradients, from an output that is there already."""
+        out, gradients = np.empty(q.shape, np.float32), [np.empty(x.shape, np.float32) for x in (q, k, v)]
+        shape = self.Shape(case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.dim)
+        arrays = (q, k, v, out, dout, *gradients)
+        arguments = [ctypes.byref(shape), *(ctypes.c_void_p(x.ctypes.data) for x in arrays)]
+
+        def call(function, *numbers):
+            if function(*arguments, *map(ctypes.c_int, numbers)):
+                raise RuntimeError(self.lib.peers_error().decode())
+
+        call(self.lib.peers_prepare_backward)
+        return lambda _alive=arrays: call(self.lib.peers_backward, threads), lambda: gradients
+
     def mass(self, case):
         mass = np.empty((case.batch, case.heads, case.keys), np.float32)
         self.lib.peers_mass(ctypes.c_void_p(mass.ctypes.data))
@@ -186,6 +200,16 @@ class PyTorch:
         run, last = self.keeping(lambda: sdpa(q, k, v, **options))
         return run, lambda: last[0].numpy()
 
+    def sdpa_backward(self, case, q, k, v, dout, threads):
+        """The backward pass alone: the forward one, which keeps what it needs, has run once."""
+        *inputs, upstream = self.tensors(q, k, v, dout)
+        for x in inputs:
+            x.requires_grad_()
+        with self.torch.enable_grad():
+            out = self.torch.nn.functional.scaled_dot_product_attention(*inputs, enable_gqa=case.heads != case.kv_heads)
+        run, last = self.keeping(lambda: self.torch.autograd.grad(out, inputs, upstream, retain_graph=True))
+        return run, lambda: [x.numpy() for x in last[0]]
+
     def flash_decode(self, case, q, k, v, threads):
         """flex_attention, which splits the keys among threads; compiled once, with this machine's C++ compiler."""
         if case.queries > 1:
@@ -217,21 +241,23 @@ class PyTorch:
 
 
 def installed(threads, compiled):
-    """(name, contender function) of all that can be imported, and a list of what cannot; without what would first have to
-    be compiled for most of a minute unless `compiled`."""
-    found, missing = [], []
+    """(name, contender function) of all that can be imported, the same for their gradients, and a list of what cannot;
+    without what would first have to be compiled for most of a minute unless `compiled`."""
+    found, backwards, missing = [], [], []
 
-    def add(name, make, functions):
+    def add(name, make, functions, gradients=()):
         try:
             library = make()
         except (ImportError, OSError) as error:
             missing.append(f"{name}: {error}")
             return
         found.extend((f"{name} {label}", getattr(library, function)) for label, function in functions)
+        backwards.extend((f"{name} {label}", getattr(library, function)) for label, function in gradients)
 
     add("ONNX Runtime", OnnxRuntime, [("MultiHeadAttention", "multi_head_attention"),
                                       ("GroupQueryAttention", "group_query_attention"), ("Attention", "attention")])
     add("OpenVINO", OpenVino, [("SDPA", "attention")])
     add("PyTorch", lambda: PyTorch(threads), [("SDPA", "sdpa"), ("softmax and column sum", "explicit"),
-                                              *([("flash decode", "flash_decode")] if compiled else [])])
-    return found, missing
+                                              *([("flash decode", "flash_decode")] if compiled else [])],
+        [("SDPA backward", "sdpa_backward")])
+    return found, backwards, missing

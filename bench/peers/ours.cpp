@@ -19,7 +19,7 @@ struct Shape {
 };
 
 ab::Workspace workspace;
-ab::Evidence<float> evidence;
+ab::Evidence<float> evidence, of_backward;
 std::string error;
 
 template <class... P>
@@ -58,6 +58,36 @@ int peers_attention(const Shape* shape, const float* q, const float* k, const fl
       attend(*shape, q, k, v, out, threads, ab::observe(evidence));
     else
       attend(*shape, q, k, v, out, threads);
+    return 0;
+  } catch (const std::exception& e) {
+    error = e.what();
+    return 1;
+  }
+}
+
+/// out = attention(q, k, v), and what peers_backward of the same arrays needs. The other arguments are not used.
+int peers_prepare_backward(const Shape* s, const float* q, const float* k, const float* v, float* out, const float*,
+                           float*, float*, float*) {
+  try {
+    ab::attention(
+        ab::bhsd(q, s->batch, s->heads, s->queries, s->dim), ab::bhsd(k, s->batch, s->kv_heads, s->keys, s->dim),
+        ab::bhsd(v, s->batch, s->kv_heads, s->keys, s->dim), ab::bhsd(out, s->batch, s->heads, s->queries, s->dim),
+        workspace, ab::observe(of_backward, ab::QueryWeights::none()));
+    return 0;
+  } catch (const std::exception& e) {
+    error = e.what();
+    return 1;
+  }
+}
+
+/// dq, dk and dv from dout, after peers_prepare_backward of the same arrays.
+int peers_backward(const Shape* s, const float* q, const float* k, const float* v, const float* out,
+                   const float* dout, float* dq, float* dk, float* dv, int threads) {
+  try {
+    auto of_queries = [&](auto* x) { return ab::bhsd(x, s->batch, s->heads, s->queries, s->dim); };
+    auto of_keys = [&](auto* x) { return ab::bhsd(x, s->batch, s->kv_heads, s->keys, s->dim); };
+    ab::attention_backward(of_queries(q), of_keys(k), of_keys(v), of_queries(out), of_backward, of_queries(dout),
+                           of_queries(dq), of_keys(dk), of_keys(dv), workspace, ab::executor::OpenMp{threads});
     return 0;
   } catch (const std::exception& e) {
     error = e.what();

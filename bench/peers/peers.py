@@ -40,12 +40,17 @@ class Case:
         pairs = self.queries * self.keys
         if self.causal and self.queries > 1:
             pairs = self.queries * (self.queries + 1) // 2 + self.queries * (self.keys - self.queries)
-        return 4 * self.batch * self.heads * pairs * self.dim
+        return (10 if self.backward else 4) * self.batch * self.heads * pairs * self.dim
 
     @property
     def bytes(self):
-        """Of queries, keys, values and output, each once."""
-        return 4 * self.batch * self.dim * 2 * (self.heads * self.queries + self.kv_heads * self.keys)
+        """Of queries, keys, values and output, and backward of their gradients, each once."""
+        tensors = 4 if self.backward else 2
+        return 4 * self.batch * self.dim * tensors * (self.heads * self.queries + self.kv_heads * self.keys)
+
+    @property
+    def backward(self):
+        return self.family == "backward"
 
 
 def forward_heads(length):
@@ -62,6 +67,10 @@ def all_cases(quick):
         for dim in [64] if quick else [64, 128]:
             if length in (256, 1024, 4096, 16384):
                 yield Case("causal", 1, heads, heads, length, length, dim, True)
+    for length in [256, 1024, 4096] if quick else [64 << i for i in range(8)]:
+        heads = max(1, forward_heads(length) // 2)
+        for dim in [64] if quick else [64, 128]:
+            yield Case("backward", 1, heads, heads, length, length, dim)
     for keys in [4096, 32768] if quick else [1024 << i for i in range(8)]:
         yield Case("decode", 1, 32, 8, 1, keys, 128, False)
 
@@ -82,7 +91,7 @@ class Runner:
         import libraries
         self.numpy, self.libraries, self.options, self.threads = numpy, libraries, options, threads
         self.ours = libraries.Ours(options.ours)
-        self.others, missing = libraries.installed(threads, compiled=not options.quick)
+        self.others, self.backwards, missing = libraries.installed(threads, compiled=not options.quick)
         self.out_of_the_race = set()
         for text in missing:
             print(f"left out: {text}", file=sys.stderr)
@@ -90,18 +99,46 @@ class Runner:
     def inputs(self, case):
         random = self.numpy.random.default_rng(1)
         numbers = lambda heads, length: random.standard_normal((case.batch, heads, length, case.dim), self.numpy.float32)
-        return (numbers(case.heads, case.queries), numbers(case.kv_heads, case.keys), numbers(case.kv_heads, case.keys))
+        inputs = [numbers(case.heads, case.queries), numbers(case.kv_heads, case.keys), numbers(case.kv_heads, case.keys)]
+        return inputs + [numbers(case.heads, case.queries)] if case.backward else inputs
 
-    def exact_last_query(self, case, q, k, v):
-        """The last query of each head in double; it sees all keys, causal or not. [B, H, D]"""
+    def exact_last_query(self, case, q, k, v, dout=None):
+        """The last query of each head in double, or its gradient; it sees all keys, causal or not. [B, H, D]"""
         group = case.heads // case.kv_heads
         out = self.numpy.empty((case.batch, case.heads, case.dim))
         for b in range(case.batch):
             for h in range(case.heads):
-                scores = k[b, h // group].astype(float) @ q[b, h, -1].astype(float) * case.dim**-0.5
+                keys, values = k[b, h // group].astype(float), v[b, h // group].astype(float)
+                scores = keys @ q[b, h, -1].astype(float) * case.dim**-0.5
                 weights = self.numpy.exp(scores - scores.max())
-                out[b, h] = weights @ v[b, h // group].astype(float) / weights.sum()
+                weights /= weights.sum()
+                if dout is not None:  # the weights become the gradients of the scores, and the values their keys
+                    gradients = values @ dout[b, h, -1].astype(float)
+                    weights, values = weights * (gradients - weights @ gradients) * case.dim**-0.5, keys
+                out[b, h] = weights @ values
         return out
+
+    def racing_backward(self, case, q, k, v, dout):
+        """As contenders, for the gradients of queries, keys and values one after the other."""
+        run, result = self.ours.backward(case, q, k, v, dout, self.threads)
+        seconds = seconds_of(run)
+        expected = [x.copy() for x in result()]
+        dq, dk, dv = expected
+        worst = max(abs(dq[:, :, -1] - self.exact_last_query(case, q, k, v, dout)).max(),
+                    abs(dk.sum(-2, dtype=float)).max() / case.queries,
+                    abs(dv.sum(-2, dtype=float) - dout.sum(-2, dtype=float)).max() / case.queries)
+        if not worst < 1e-5:
+            raise RuntimeError(f"{case.name}: this library is wrong by {worst}")
+        found = [("ours", run, worst, seconds)]
+        for name, function in self.backwards:
+            run, result = function(case, q, k, v, dout, self.threads)
+            seconds = seconds_of(run)
+            difference = max(abs(x - y).max() for x, y in zip(result(), expected))
+            if not difference < 1e-4:
+                print(f"{case.name}: {name} gives another result, by {difference}: left out", file=sys.stderr)
+                continue
+            found.append((name, run, difference, seconds))
+        return found
 
     def contenders(self, case, q, k, v):
         """[name, run, largest difference from this library's result (which is checked against the exact one), seconds]"""
@@ -146,13 +183,13 @@ class Runner:
         return weights > 1 << 30 and ("softmax" in name or name == "ONNX Runtime Attention")
 
     def measure(self, case):
-        q, k, v = self.inputs(case)
+        inputs = self.inputs(case)
         least, rounds, patience = (0.004, 3, 0.5) if self.options.quick else (0.01, 7, 0.8)
-        racing = self.contenders(case, q, k, v)
+        racing = self.racing_backward(case, *inputs) if case.backward else self.contenders(case, *inputs)
         times = {name: [] for name, *_ in racing}
         estimates = {name: seconds for name, _, _, seconds in racing}
         peaks, reads = [self.ours.fma_peak(self.threads)], []
-        memory = self.numpy.concatenate([k.ravel(), v.ravel()])
+        memory = self.numpy.concatenate([x.ravel() for x in inputs[1:3]])
         start = time.perf_counter()
         for turn in range(rounds):
             reads.append(self.ours.read_seconds(memory, self.threads))

@@ -7,8 +7,8 @@ import os
 
 OURS, MASS, EXPLICIT = "ours", "ours with mass", "PyTorch softmax and column sum"
 SUMMARY = {"forward": (64, 256, 1024, 4096, 16384), "causal": (256, 1024, 4096, 16384),
-           "decode": (1024, 4096, 32768, 131072)}
-TITLES = {"forward": "Forward", "causal": "Causal", "decode": "Decode"}
+           "backward": (256, 1024, 4096), "decode": (1024, 4096, 32768, 131072)}
+TITLES = {"forward": "Forward", "causal": "Causal", "backward": "Backward", "decode": "Decode"}
 
 
 def read(path):
@@ -107,7 +107,7 @@ def markdown(cases, machine):
         + ", ".join(f"{peak[t] / 1e9:.0f} GFLOP/s with {t} thread{'s' if t > 1 else ''}" for t in threads)
         + ". Made by `sh bench/peers/run.sh`: the same inputs, in turn, medians; all results agree within 1e-4.\n",
         "Forward and causal: GFLOP/s, 4 N^2 D operations per head (causal: those of the visible part), and the share "
-        "of the multiply-adds that the same number of threads can do. Decode: one query, 32 heads, 8 of keys; GB/s of "
+        "of the multiply-adds that the same number of threads can do. Backward: the same with 10 N^2 D. Decode: one query, 32 heads, 8 of keys; GB/s of "
         "keys and values, and the share of plain reads of the same memory.\n",
         summary(cases), "## Where another is faster\n", losses(cases)]
     for family, title in TITLES.items():
@@ -121,6 +121,7 @@ def markdown(cases, machine):
 STYLES = {OURS: ("#c0392b", "-", 2.4), MASS: ("#c0392b", "--", 1.6), "ONNX Runtime MultiHeadAttention": ("#2471a3", "-", 1.2),
           "ONNX Runtime GroupQueryAttention": ("#2471a3", "--", 1.2), "ONNX Runtime Attention": ("#2471a3", ":", 1.2),
           "OpenVINO SDPA": ("#7d3c98", "-", 1.2), "PyTorch SDPA": ("#d68910", "-", 1.2),
+          "PyTorch SDPA backward": ("#d68910", "-", 1.2),
           "PyTorch flash decode": ("#d68910", ":", 1.2),
           EXPLICIT: ("#d68910", "--", 1.2)}
 

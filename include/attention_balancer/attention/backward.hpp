@@ -2,99 +2,26 @@
 // attention_backward: the gradients of attention and of its evidence, from its output and its log-sum-exp.
 
 #include <array>
-#include <cmath>
-#include <string>
+#include <limits>
+#include <span>
 #include <type_traits>
-#include <utility>
 
+#include "attention_balancer/attention/detail/backward_packed.hpp"
+#include "attention_balancer/attention/detail/backward_policies.hpp"
 #include "attention_balancer/attention/detail/backward_worker.hpp"
-#include "attention_balancer/attention/policies.hpp"
+#include "attention_balancer/attention/forward.hpp"
 
 namespace attention_balancer {
 namespace detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-template <class T, class M>
-inline constexpr bool has_target_of = true;
-template <class T, class P, class U>
-inline constexpr bool has_target_of<T, Gradient<P, U>> = std::is_same_v<T, U>;
-template <class T, template <class> class G, class U>
-inline constexpr bool has_target_of<T, G<U>> =
-    !(is_of<G<U>, evidence::LseGradient> || is_of<G<U>, evidence::EntropyGradient> ||
-      is_of<G<U>, evidence::MassGradient>) ||
-    std::is_same_v<T, U>;
-
-template <class T, class P>
-inline constexpr bool differentiable =
-    kind_of<T, P> != PolicyKind::modifier || Differentiable<std::remove_cvref_t<P>, T>;
-
-template <class T, class P>
-inline constexpr bool learnable = true;
-template <class T, class P, class U>
-inline constexpr bool learnable<T, Gradient<P, U>> = kind_of<T, P> != PolicyKind::modifier || Learnable<P, T>;
-
-/// Whether the policies can be used together in a backward call on tensors of T; says why not.
-template <class T, class... P>
-consteval bool backward_policies_fit() {
-  constexpr bool unobserved = count_of<PolicyKind::observation, T, P...> == 0;
-  static_assert(unobserved, "attention_balancer: attention_backward observes nothing: it is given the evidence");
-  constexpr bool padded = count_of<PolicyKind::sequences, T, P...> == 0;
-  static_assert(padded, "attention_balancer: attention_backward takes no PackedSequences: call it once per sequence");
-  constexpr bool pullbacks = (differentiable<T, P> && ...);
-  static_assert(pullbacks,
-                "attention_balancer: attention_backward needs the derivative of each score modifier: give it "
-                "`S pullback(S before, S d_after, const Site<S>& site) const`");
-  constexpr bool parameters = (learnable<T, std::remove_cvref_t<P>> && ...);
-  static_assert(parameters,
-                "attention_balancer: gradient() of a score modifier needs "
-                "`S parameter_gradient(S before, S d_after, const Site<S>& site) const`");
-  constexpr bool scalars = (has_target_of<T, std::remove_cvref_t<P>> && ...);
-  static_assert(scalars, "attention_balancer: gradients must have the scalar type of the tensors");
-  constexpr bool once = count_of<PolicyKind::lse_gradient, T, P...> <= 1 &&
-                        count_of<PolicyKind::entropy_gradient, T, P...> <= 1 &&
-                        count_of<PolicyKind::mass_gradient, T, P...> <= 1;
-  static_assert(once,
-                "attention_balancer: a call takes one gradient of the lse, one of the entropy and one of the mass");
-  return any_policies_fit<T, P...>() && padded && unobserved && pullbacks && parameters && scalars && once;
-}
-
-/// The log-sum-exp of a call as a view [B, Hq, 1, Nq].
-template <Scalar T>
-TensorView<const T> lse_view(const Evidence<T>& evidence, const Problem& p) {
-  require_equal("evidence.batch()", evidence.batch(), "q.batch", p.batch);
-  require_equal("evidence.heads()", evidence.heads(), "q.heads", p.heads);
-  require_equal("evidence.queries()", evidence.queries(), "q.length", p.queries);
-  require_equal("evidence.keys()", evidence.keys(), "k.length", p.keys);
-  return bhsd(evidence.lse(0, 0).data(), p.batch, p.heads, Index(1), p.queries);
-}
-template <class L>
-TensorView<const L> lse_view(const TensorView<L>& lse, const Problem& p) {
-  require_equal("lse.batch", lse.batch, "q.batch", p.batch);
-  require_equal("lse.heads", lse.heads, "q.heads", p.heads);
-  require_equal("lse.length", lse.length, "one row per head", 1);
-  require_equal("lse.dim", lse.dim, "q.length", p.queries);
-  check_layout(layout("lse", lse));
-  return lse;
-}
-
-/// Calls f(layout) for everything that a policy reads, and g(layout) for everything that it has written.
-template <class P, class F, class G>
-void for_each_view(const P& policy, F f, G g) {
-  if constexpr (requires { policy.borrowed(f); }) policy.borrowed(f);
-  if constexpr (requires { policy.target(); }) g(layout("gradient target", policy.target()));
-}
-
-inline void require_apart(const Layout& output, const Layout& x) {
-  if (may_overlap(output, check_layout(output), x, check_layout(x)))
-    fail<ShapeError>(output.name, std::string("in the memory of ") + x.name,
-                     "not overlap an input or another output");
-}
-
-/// Everything after the shape checks.
+/// Everything after the shape checks. `evidence`: that of each packed sequence, or empty, where call.lse is there.
 template <Scalar T, class... P>
-void run_backward(BackwardCall<T>& call, P&... policies) {
+void run_backward(BackwardCall<T>& call, std::span<const Evidence<T>> evidence, P&... policies) {
+  constexpr bool packed = count_of < PolicyKind::sequences, T, P... >> 0;
   Call<T>& forward = call.forward;
-  const Problem& problem = forward.problem;
+  Problem problem = forward.problem;
+  if constexpr (packed) problem = packed_problem(problem, find_policy<PolicyKind::sequences, T>(policies...));
   check_positions(problem, std::numeric_limits<T>::digits);
   (validate_policy(policies, problem), ...);
 
@@ -144,41 +71,13 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
   };
   (take(policies), ...);
 
-  // Nothing that is written may be read, nor written twice.
-  const Layout written[] = {layout("dq", call.dq), layout("dk", call.dk), layout("dv", call.dv)};
-  const Layout read[] = {layout("q", forward.q),  layout("k", forward.k),  layout("v", forward.v),
-                         layout("out", call.out), layout("lse", call.lse), layout("dout", call.dout)};
-  auto check_written = [&](const Layout& output, int index) {
-    for (const Layout& x : read) require_apart(output, x);
-    for (int i = 0; i < 3; ++i)
-      if (i < index) require_apart(output, written[i]);
-    (for_each_view(
-         policies, [&](const Layout& x) { require_apart(output, x); }, [](const Layout&) {}),
-     ...);
-  };
-  for (int i = 0; i < 3; ++i) check_written(written[i], i);
-  int place = 0;
-  [[maybe_unused]] auto check_target = [&](const Layout& target) {
-    check_written(target, 3);
-    [[maybe_unused]] int other = 0;
-    (for_each_view(
-         policies, [](const Layout&) {},
-         [&](const Layout& x) {
-           if (other++ < place) require_apart(target, x);
-         }),
-     ...);
-    ++place;
-  };
-  (for_each_view(
-       policies, [](const Layout&) {}, check_target),
-   ...);
+  check_overlaps(call, evidence, policies...);
 
-  auto work = [&](Workspace& workspace, const auto& executor, Index concurrency) {
-    BackwardWorker<T> worker(call, workspace, concurrency);
-    worker.run(executor);
+  // The gradients of what is a policy's but no score modifier's.
+  auto finish = [&](const ParameterSums<T>& sums) {
     [[maybe_unused]] auto add = [&](const auto& policy) {
       using Policy = std::remove_cvref_t<decltype(policy)>;
-      if constexpr (is_gradient<Policy> && kind_of<T, Policy> == PolicyKind::sink) worker.add_sink(policy.target());
+      if constexpr (is_gradient<Policy> && kind_of<T, Policy> == PolicyKind::sink) sums.add_sink(policy.target());
       if constexpr (is_gradient<Policy> && kind_of<T, Policy> == PolicyKind::scale) {
         double others = 1;  // several scales multiply
         [[maybe_unused]] auto multiply = [&](const auto& other) {
@@ -187,10 +86,19 @@ void run_backward(BackwardCall<T>& call, P&... policies) {
               others *= static_cast<double>(other.factor);
         };
         (multiply(policies), ...);
-        worker.add_scale(policy.target(), others);
+        sums.add_scale(policy.target(), others);
       }
     };
     (add(policies), ...);
+  };
+  auto work = [&](Workspace& workspace, const auto& executor, Index concurrency) {
+    if constexpr (packed) {
+      PackedBackward<T> worker(call, find_policy<PolicyKind::sequences, T>(policies...), evidence, concurrency);
+      worker.run(workspace.reserve(static_cast<std::size_t>(worker.bytes())), executor);
+      finish(worker.sums());
+    } else {
+      run_backward_call(call, workspace, executor, concurrency, finish);
+    }
   };
   with_executor_and_workspace<T>(work, policies...);
 }
@@ -217,10 +125,24 @@ void check_and_run_backward(const TensorView<const T>& q, const TensorView<const
   BackwardCall<T> call;
   call.forward = {problem, q, k, v, {}};
   call.out = out;
-  call.lse = lse_view(lse, problem);
   call.dout = dout;
   call.dq = dq, call.dk = dk, call.dv = dv;
-  run_backward<T>(call, policies...);
+  std::span<const Evidence<T>> evidence;
+  if constexpr (is_evidence_list<T, L>) {
+    const auto& sequences = find_policy<PolicyKind::sequences, T>(policies...);
+    packed_problem(problem, sequences);  // checks the offsets
+    evidence = lse;
+    require_equal("number of evidences", static_cast<Index>(evidence.size()), "the packed sequences",
+                  sequences.sequences());
+    for (Index s = 0; s < sequences.sequences(); ++s) {
+      Problem one = problem;
+      one.queries = sequences.queries(s), one.keys = sequences.keys(s);
+      check_evidence_sizes("evidence[" + std::to_string(s) + ']', evidence[static_cast<std::size_t>(s)], one);
+    }
+  } else {
+    call.lse = lse_view(lse, problem);
+  }
+  run_backward<T>(call, evidence, policies...);
 }
 
 ATTENTION_BALANCER_END_ISA
@@ -239,8 +161,12 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// Policies beyond those of the forward call, in any order:
 /// - gradient(policy, target) in the policy's stead writes the gradient of its parameter too;
 /// - evidence::LseGradient, EntropyGradient and MassGradient are gradients with respect to the evidence: a loss may
-/// say
-///   where the attention should go. The last two cost another pass over the scores.
+///   say where the attention should go. The last two cost another pass over the scores.
+///
+/// With PackedSequences the tensors are those of the packed forward call, `lse` is a span or vector with the Evidence of
+/// each sequence or a view [1, Hq, 1, all queries]; evidence gradients and targets are [sequences or 1, ...], as long as
+/// the longest sequence. Each sequence gets the bits that it gets alone; tokens of no sequence are neither read nor
+/// written.
 ///
 /// Score modifiers need a pullback (see ScoreModifier). The bits are the same for any executor and number of
 /// threads. What is masked gets no gradient and gives none, not even as NaN; a query that sees no key gets 0.
@@ -252,12 +178,19 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
                         const TensorView<DQ>& dq, const TensorView<DK>& dk, const TensorView<DV>& dv,
                         P&&... policies) {
   using T = std::remove_const_t<DQ>;
-  constexpr bool evidence =
-      std::is_same_v<L, Evidence<T>> || std::is_same_v<L, TensorView<T>> || std::is_same_v<L, TensorView<const T>>;
+  constexpr bool packed = detail::count_of < detail::PolicyKind::sequences, T, P... >> 0;
+  constexpr bool list = detail::is_evidence_list<T, L>;
+  constexpr bool known = std::is_same_v<L, Evidence<T>> || detail::is_lse_view<T, L> || list;
   static_assert(
-      evidence,
+      known,
       "attention_balancer: attention_backward takes the Evidence of the forward call or a view of its lse, with "
       "the scalar type of the tensors");
+  constexpr bool per_sequence = !known || detail::is_lse_view<T, L> || list == packed;
+  static_assert(
+      per_sequence,
+      "attention_balancer: attention_backward takes one Evidence, or with PackedSequences a span or vector "
+      "of one Evidence each");
+  constexpr bool evidence = known && per_sequence;
   constexpr bool scalars = Scalar<T> && std::is_same_v<std::remove_const_t<Q>, T> &&
                            std::is_same_v<std::remove_const_t<K>, T> && std::is_same_v<std::remove_const_t<V>, T> &&
                            std::is_same_v<std::remove_const_t<O>, T> &&

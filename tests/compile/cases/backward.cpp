@@ -11,6 +11,10 @@
 // case 10: attention_balancer: normalize::Sparsemax and Entmax15 have no denominator
 // case 11: attention_balancer: a call takes one normaliser, not two
 // case 12: attention_balancer: normalize::Sparsemax, Entmax15 and TopK need keys and values in tensors
+// case 13: attention_balancer: attention_backward takes one Evidence, or with PackedSequences
+// case 14: attention_balancer: attention_backward takes one Evidence, or with PackedSequences
+// case 15: attention_balancer: attention_backward observes nothing
+// case 16: attention_balancer: a call takes one PackedSequences, not two
 #include <vector>
 
 #include "attention_balancer/attention.hpp"
@@ -32,11 +36,13 @@ struct TwiceBack : Twice {
 
 void f(ab::TensorView<const float> q, ab::TensorView<float> x, ab::TensorView<double> wide, ab::Evidence<float>& e,
        ab::Evidence<double>& d, const std::vector<float>& logits, std::vector<float>& target, double& number,
-       const ab::KvView<float>& cache) {
+       const ab::KvView<float>& cache, const ab::PackedSequences& packed, std::vector<ab::Evidence<float>>& each) {
 #if CASE == 0
   ab::attention_backward(q, q, q, q, e, q, x, x, x);
   ab::attention_backward(q, q, q, q, x, q, x, x, x, TwiceBack{}, ab::evidence::LseGradient(logits),
                          ab::gradient(ab::normalize::Sink(logits), target), ab::normalize::TopK{3});
+  ab::attention_backward(q, q, q, q, each, q, x, x, x, packed, ab::evidence::EntropyGradient(logits));
+  ab::attention_backward(q, q, q, q, q, q, x, x, x, packed, ab::normalize::Entmax15{});
   ab::attention(q, q, q, x, Twice{}, ab::gradient(ab::score::Alibi(logits), target), ab::normalize::Sparsemax{});
 #elif CASE == 1
   ab::attention_backward(q, q, q, q, e, q, x, x, x, Twice{});
@@ -63,6 +69,15 @@ void f(ab::TensorView<const float> q, ab::TensorView<float> x, ab::TensorView<do
   ab::attention(q, q, q, x, ab::normalize::Softmax{}, ab::normalize::TopK{3});
 #elif CASE == 12
   ab::attention(q, cache, x, ab::normalize::TopK{3});
+#elif CASE == 13
+  ab::attention_backward(q, q, q, q, e, q, x, x, x, packed);
+#elif CASE == 14
+  ab::attention_backward(q, q, q, q, each, q, x, x, x);
+#elif CASE == 15
+  ab::attention_backward(q, q, q, q, each, q, x, x, x, packed, ab::observe(each));
+#elif CASE == 16
+  ab::attention_backward(q, q, q, q, each, q, x, x, x, packed, packed);
 #endif
-  (void)q, (void)x, (void)wide, (void)e, (void)d, (void)logits, (void)target, (void)number, (void)cache;
+  (void)q, (void)x, (void)wide, (void)e, (void)d, (void)logits, (void)target, (void)number, (void)cache,
+      (void)packed, (void)each;
 }

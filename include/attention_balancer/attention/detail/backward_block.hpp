@@ -7,85 +7,12 @@
 
 #include <cmath>
 
-#include "attention_balancer/attention/detail/backward_stage.hpp"
+#include "attention_balancer/attention/detail/backward_call.hpp"
 #include "attention_balancer/attention/detail/backward_tile.hpp"
 #include "attention_balancer/attention/detail/block.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
-
-/// A call of attention_backward as the kernels see it.
-template <Scalar T>
-struct BackwardCall {
-  Call<T> forward = {};          // without out, which is only read here
-  TensorView<const T> out, lse;  // lse [B, Hq, 1, Nq]
-  TensorView<const T> dout;
-  TensorView<T> dq, dk, dv;
-  // [B or 1, Hq or 1, 1, N], or without data.
-  TensorView<const T> lse_gradient = {}, entropy_gradient = {}, mass_gradient = {};
-  QueryWeights weights = QueryWeights::none();
-  // The policies on their way back, and where the gradients of their parameters go.
-  void (*derive)(const void* set, const ScoreGradients<T>&) = nullptr;
-  Index modifiers = 0;
-  const TensorView<T>* targets = nullptr;  // one per modifier, without data if not wanted
-  bool wants_sink = false, wants_scale = false;
-};
-
-/// Features of a row, padded to whole packs.
-template <Scalar T>
-constexpr Index padded_features(Index dim) noexcept {
-  return (dim + simd::lanes<T> - 1) / simd::lanes<T> * simd::lanes<T>;
-}
-
-/// Memory of one worker.
-template <Scalar T>
-struct BackwardScratch {
-  T *queries, *outputs;            // q [D, W] scaled and dout [Dv, W], lanes are queries
-  T *query_rows, *output_rows;     // the same by rows, [W, D padded], [W, Dv padded]
-  T* dq;                           // [D, W]
-  T *scores, *gradients, *seen;    // [longest_step, W]
-  T *packed_keys, *packed_values;  // [longest_step, D], [longest_step, Dv]
-  T* strip;                        // [Nk, W] the weights of a sparse normaliser
-  KeyRange* ranges;                // [Nk / block_keys + 2]
-  T* parameters;                   // per modifier [W]
-  T **by_row, **by_key, **none;    // per modifier: where its parameter's gradient is summed, for the stage
-  T* partial;                      // a chunk's dk [Nk, D padded] and dv [Nk, Dv padded]
-
-  Index carve(std::byte* memory, const Problem& p, bool whole_strip, Index modifiers, Index partial_size) noexcept {
-    Index used = 0;
-    auto take = [&](auto*& pointer, Index elements) {
-      if (memory != nullptr) pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
-      used += Scratch<T>::padded(elements) * static_cast<Index>(sizeof(*pointer));
-    };
-    constexpr Index width = block_width<T>;
-    take(queries, p.dim * width);
-    take(outputs, p.value_dim * width);
-    take(query_rows, padded_features<T>(p.dim) * width);
-    take(output_rows, padded_features<T>(p.value_dim) * width);
-    take(dq, p.dim * width);
-    take(scores, longest_step * width);
-    take(gradients, longest_step * width);
-    take(seen, longest_step * width);
-    take(packed_keys, longest_step * p.dim);
-    take(packed_values, longest_step * p.value_dim);
-    take(strip, whole_strip ? p.keys * width : 0);
-    take(ranges, p.keys / block_keys + 2);
-    take(parameters, modifiers * width);
-    take(by_row, modifiers);
-    take(by_key, modifiers);
-    take(none, modifiers);
-    take(partial, partial_size);
-    return used;
-  }
-};
-
-/// Where the gradients of one chunk of queries go.
-template <Scalar T>
-struct BackwardSums {
-  T *dk, *dv;       // [Nk, D padded], [Nk, Dv padded], added to
-  T* by_key;        // per modifier [Nk], for targets that sum over the queries only
-  double* numbers;  // per modifier, then the sink and the scale: for targets that sum over queries and keys
-};
 
 /// One block of V packs of queries, `count` of them real: the others have no part in anything.
 template <Scalar T, int V>
@@ -110,8 +37,8 @@ class BackwardBlock {
     guard_ = guard_ || !all_finite<T>(s_.queries, p_.dim * V) || !all_finite<T>(s_.outputs, p_.value_dim * V);
     load_state();
     std::fill_n(s_.none, call_.modifiers, nullptr);
-    ranges_ = visible_ranges(call_.forward, {first_, first_ + count_, 0, 0, batch_, head_, p_.queries, p_.keys},
-                             s_.ranges);
+    ranges_ = visible_ranges(call_.forward,
+                             {first_, first_ + count_, 0, 0, site_batch(), head_, p_.queries, p_.keys}, s_.ranges);
     if (is_sparse(call_.forward.normalization)) fill_strip();
     if (call_.mass_gradient.data != nullptr || call_.entropy_gradient.data != nullptr || has_slopes()) first_pass();
     finish_delta();
@@ -145,8 +72,11 @@ class BackwardBlock {
     }
   }
 
+  /// The batch item, or the packed sequence, as policies know it.
+  Index site_batch() const noexcept { return call_.forward.first_batch + batch_; }
+
   T position(const TensorView<const T>& x, Index i) const noexcept {
-    return x.data == nullptr ? T(0) : x(x.batch == 1 ? 0 : batch_, x.heads == 1 ? 0 : head_, 0, i);
+    return x.data == nullptr ? T(0) : x(x.batch == 1 ? 0 : site_batch(), x.heads == 1 ? 0 : head_, 0, i);
   }
 
   void load_state() noexcept {
@@ -235,7 +165,9 @@ class BackwardBlock {
     return simd::reduce_add(others) == T(0);
   }
 
-  Place place(const KeyRange& range) const noexcept { return {&p_, batch_, head_, first_, range.begin, range.end}; }
+  Place place(const KeyRange& range) const noexcept {
+    return {&p_, site_batch(), head_, first_, range.begin, range.end};
+  }
 
   ScoreGradients<T> block_of(const KeyRange& range, const T* weights) noexcept {
     ScoreGradients<T> x{};
@@ -249,7 +181,7 @@ class BackwardBlock {
     x.rows = &rows_;
     x.with_entropy = call_.entropy_gradient.data != nullptr;
     if (const TensorView<const T>& m = call_.mass_gradient; m.data != nullptr) {
-      x.mass = &m(m.batch == 1 ? 0 : batch_, m.heads == 1 ? 0 : head_, 0, range.begin);
+      x.mass = &m(m.batch == 1 ? 0 : site_batch(), m.heads == 1 ? 0 : head_, 0, range.begin);
       x.mass_stride = m.dim_stride;
     }
     return x;
@@ -383,7 +315,7 @@ class BackwardBlock {
       const T* of_rows = s_.parameters + m * width;
       for (Index i = 0; i < count_; ++i) {
         if (target.length > 1)
-          target(target.batch == 1 ? 0 : batch_, target.heads == 1 ? 0 : head_, first_ + i, 0) += of_rows[i];
+          target(target.batch == 1 ? 0 : site_batch(), target.heads == 1 ? 0 : head_, first_ + i, 0) += of_rows[i];
         else
           sums_.numbers[m] += static_cast<double>(of_rows[i]);
       }

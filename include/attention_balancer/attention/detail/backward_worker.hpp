@@ -1,12 +1,12 @@
 #pragma once
 // The division of a backward pass among workers, and the order in which what they find is added up.
 
+#include <algorithm>
 #include <atomic>
-#include <limits>
-#include <new>
 
 #include "attention_balancer/attention/detail/backward_block.hpp"
-#include "attention_balancer/attention/forward.hpp"
+#include "attention_balancer/attention/detail/backward_parameters.hpp"
+#include "attention_balancer/attention/detail/worker.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
@@ -46,33 +46,27 @@ ATTENTION_BALANCER_NOINLINE void add_partial_rows(T* to, Index row, Index column
   }
 }
 
-template <Scalar T, class F>
-void for_each_element(const TensorView<T>& x, F f) {
-  for (Index b = 0; b < x.batch; ++b)
-    for (Index h = 0; h < x.heads; ++h)
-      for (Index i = 0; i < x.length; ++i)
-        for (Index c = 0; c < x.dim; ++c) f(x(b, h, i, c), b, h, i, c);
-}
-
 /// Runs a backward call. The queries of a head are cut into at most 8 chunks by their own number; each has partial
 /// gradients of the keys and values of its own, and all are added in the order of the chunks.
 template <Scalar T>
 class BackwardWorker {
  public:
-  /// Reserves the memory. `sink_target` and `scale_target` without data: not wanted.
-  BackwardWorker(const BackwardCall<T>& call, Workspace& workspace, Index concurrency)
-      : call_(call), p_(call.forward.problem), chunks_(p_.queries), group_(p_.heads / p_.kv_heads) {
-    chunks_.count = std::min(Index(8), chunks_.count);
+  /// `sums`, without memory yet, and `call` must outlive it; the policies know its first batch item as
+  /// call.forward.first_batch, before which there were `first_key` keys.
+  BackwardWorker(const BackwardCall<T>& call, const ParameterSums<T>& sums, Index concurrency, Index first_key = 0)
+      : call_(call),
+        p_(call.forward.problem),
+        sums_(sums),
+        chunks_(p_.queries),
+        group_(p_.heads / p_.kv_heads),
+        first_key_(first_key) {
+    chunks_.count = std::min(ParameterSums<T>::most_chunks, chunks_.count);
     // Heads that add to the same rows of a parameter's gradient do so one after another.
     for (Index m = 0; m < call.modifiers; ++m) {
       const TensorView<T>& target = call.targets[m];
-      if (target.data == nullptr) continue;
-      if (target.length > 1) {
-        batch_in_turn_ = batch_in_turn_ || (target.batch == 1 && p_.batch > 1);
-        heads_in_turn_ = heads_in_turn_ || (target.heads == 1 && p_.kv_heads > 1);
-      } else if (target.dim > 1) {
-        keys_kept_ = call.modifiers * p_.keys;
-      }
+      if (target.data == nullptr || target.length <= 1) continue;
+      batch_in_turn_ = batch_in_turn_ || (target.batch == 1 && p_.batch > 1);
+      heads_in_turn_ = heads_in_turn_ || (target.heads == 1 && p_.kv_heads > 1);
     }
     groups_ = (batch_in_turn_ ? 1 : p_.batch) * (heads_in_turn_ ? 1 : p_.kv_heads);
     slots_ = std::clamp(concurrency, Index(1), groups_ * chunks_.count);
@@ -83,34 +77,27 @@ class BackwardWorker {
     key_stride_ = padded_features<T>(p_.dim), value_stride_ = padded_features<T>(p_.value_dim);
     require_addressable("k.length", p_.keys, key_stride_ + value_stride_);
     partial_size_ = Scratch<T>::padded(p_.keys * key_stride_) + Scratch<T>::padded(p_.keys * value_stride_);
-    partials_ = by_chunk_ ? p_.batch * p_.kv_heads * chunks_.count : 0;
-    const Index rows = p_.batch * p_.heads * chunks_.count;
-    numbers_ = call.modifiers + 2;
+    const Index partials = by_chunk_ ? p_.batch * p_.kv_heads * chunks_.count : 0;
     BackwardScratch<T> sizes;
-    slot_bytes_ = sizes.carve(nullptr, p_, is_sparse(call.forward.normalization), call.modifiers,
-                              by_chunk_ ? 0 : partial_size_);
-    Index bytes = 0;
-    auto add = [&bytes](Index count, Index each) {
-      if (multiply_overflows(count, each) || count * each > std::numeric_limits<Index>::max() - 64 - bytes)
-        throw std::bad_alloc();
-      const Index at = bytes;
-      bytes += (count * each + 63) / 64 * 64;
-      return at;
-    };
-    add(slots_, slot_bytes_);
-    const Index partials_at = add(partials_, partial_size_ * static_cast<Index>(sizeof(T)));
-    const Index keys_at = add(rows, keys_kept_ * static_cast<Index>(sizeof(T)));
-    const Index numbers_at = add(rows, numbers_ * static_cast<Index>(sizeof(double)));
-    memory_ = workspace.reserve(static_cast<std::size_t>(bytes));
-    partials_memory_ = reinterpret_cast<T*>(memory_ + partials_at);
-    by_key_ = reinterpret_cast<T*>(memory_ + keys_at);
-    numbers_memory_ = reinterpret_cast<double*>(memory_ + numbers_at);
+    slot_bytes_ = carve(sizes, nullptr);
+    ByteCount count;
+    count.add(slots_, slot_bytes_);
+    partials_at_ = count.add(partials, partial_size_ * static_cast<Index>(sizeof(T)));
+    bytes_ = count.bytes();
   }
 
+  /// Of memory for run, and for run_group.
+  Index bytes() const noexcept { return bytes_; }
+  Index slot_bytes() const noexcept { return slot_bytes_; }
+
+  /// Batch items and key heads that can run beside each other.
+  Index groups() const noexcept { return groups_; }
+
+  /// All of the call; `sums` have begun.
   template <class Run>
-  void run(const Run& executor) {
-    for (Index m = 0; m < call_.modifiers; ++m)
-      if (call_.targets[m].data != nullptr) for_each_element(call_.targets[m], [](T& x, auto...) { x = T(0); });
+  void run(std::byte* memory, const Run& executor) {
+    memory_ = memory;
+    partials_memory_ = reinterpret_cast<T*>(memory + partials_at_);
     share(executor, by_chunk_ ? groups_ * chunks_.count : groups_,
           [this](Index item, const BackwardScratch<T>& scratch) {
             by_chunk_ ? run_chunk(item, scratch) : run_group(item, scratch);
@@ -120,23 +107,33 @@ class BackwardWorker {
         for (Index c = 0; c < chunks_.count; ++c)
           add_partial(head, c, partials_memory_ + (head * chunks_.count + c) * partial_size_);
       });
-    for (Index m = 0; m < call_.modifiers; ++m) add_parameters(m);
   }
 
-  /// After run: the gradient of a sink's logits, or of the scale, summed as the shape of `target` says.
-  void add_sink(const TensorView<T>& target) noexcept { add_numbers(call_.modifiers, target, 1); }
-  void add_scale(const TensorView<T>& target, double factor) noexcept {
-    add_numbers(call_.modifiers + 1, target, factor);
+  /// One group, in memory of slot_bytes(), of a worker made for a concurrency of 1.
+  void run_group_in(std::byte* memory, Index group) noexcept {
+    BackwardScratch<T> scratch;
+    carve(scratch, memory);
+    run_group(group, scratch);
+  }
+
+  /// After all groups have run.
+  void add_by_key() const noexcept {
+    for (Index b = 0; b < p_.batch; ++b)
+      sums_.add_by_key(call_.forward.first_batch + b, first_key_ + b * p_.keys, p_.keys, chunks_.count);
   }
 
  private:
+  Index carve(BackwardScratch<T>& scratch, std::byte* memory) const noexcept {
+    return scratch.carve(memory, p_, is_sparse(call_.forward.normalization), call_.modifiers,
+                         by_chunk_ ? 0 : partial_size_);
+  }
+
   template <class Run, class F>
   void share(const Run& executor, Index items, F f) {
     std::atomic<Index> next{0};
     executor.for_each(std::min(slots_, items), [&](Index slot) {
       BackwardScratch<T> scratch;
-      scratch.carve(memory_ + slot * slot_bytes_, p_, is_sparse(call_.forward.normalization), call_.modifiers,
-                    by_chunk_ ? 0 : partial_size_);
+      carve(scratch, memory_ + slot * slot_bytes_);
       for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item, scratch);
     });
   }
@@ -170,11 +167,10 @@ class BackwardWorker {
     std::fill_n(partial, partial_size_, T(0));
     const bool finite = keys_finite(b, kv);
     for (Index h = kv * group_; h < (kv + 1) * group_; ++h) {
-      const Index row = (b * p_.heads + h) * chunks_.count + chunk;
+      const Index item = call_.forward.first_batch + b, first_key = first_key_ + b * p_.keys;
       const BackwardSums<T> sums{partial, partial + Scratch<T>::padded(p_.keys * key_stride_),
-                                 by_key_ + row * keys_kept_, numbers_memory_ + row * numbers_};
-      std::fill_n(sums.by_key, keys_kept_, T(0));
-      std::fill_n(sums.numbers, numbers_, 0.0);
+                                 sums_.by_key(first_key, p_.keys, h, chunk), sums_.numbers(item, h, chunk)};
+      std::fill_n(sums.by_key, sums_.by_key_size(p_.keys), T(0));
       attend_queries_backward(call_, b, h, chunks_.begin(chunk, p_.queries), chunks_.begin(chunk + 1, p_.queries),
                               finite, scratch, sums);
     }
@@ -199,42 +195,35 @@ class BackwardWorker {
                      chunk > 0);
   }
 
-  /// Targets that sum over the queries: batch item by batch item, head by head, chunk by chunk.
-  void add_parameters(Index m) noexcept {
-    const TensorView<T>& target = call_.targets[m];
-    if (target.data == nullptr || target.length > 1) return;
-    if (target.dim <= 1) return add_numbers(m, target, 1);
-    for (Index b = 0; b < p_.batch; ++b)
-      for (Index h = 0; h < p_.heads; ++h)
-        for (Index c = 0; c < chunks_.count; ++c) {
-          const T* from = by_key_ + ((b * p_.heads + h) * chunks_.count + c) * keys_kept_ + m * p_.keys;
-          T* to = &target(target.batch == 1 ? 0 : b, target.heads == 1 ? 0 : h, 0, 0);
-          for (Index j = 0; j < p_.keys; ++j) to[j * target.dim_stride] += from[j];
-        }
-  }
-
-  void add_numbers(Index which, const TensorView<T>& target, double factor) noexcept {
-    for_each_element(target, [&](T& x, Index tb, Index th, auto...) {
-      double sum = 0;
-      for (Index b = target.batch == 1 ? 0 : tb; b < (target.batch == 1 ? p_.batch : tb + 1); ++b)
-        for (Index h = target.heads == 1 ? 0 : th; h < (target.heads == 1 ? p_.heads : th + 1); ++h)
-          for (Index c = 0; c < chunks_.count; ++c)
-            sum += numbers_memory_[((b * p_.heads + h) * chunks_.count + c) * numbers_ + which];
-      x = static_cast<T>(sum * factor);
-    });
-  }
-
   const BackwardCall<T>& call_;
   const Problem& p_;
+  const ParameterSums<T>& sums_;
   Chunks<T> chunks_;
-  const Index group_;  // query heads per key head
+  const Index group_, first_key_;  // query heads per key head
   bool batch_in_turn_ = false, heads_in_turn_ = false, by_chunk_ = false;
   Index groups_ = 0, slots_ = 0, key_stride_ = 0, value_stride_ = 0;
-  Index partial_size_ = 0, partials_ = 0, keys_kept_ = 0, numbers_ = 0, slot_bytes_ = 0;
+  Index partial_size_ = 0, partials_at_ = 0, slot_bytes_ = 0, bytes_ = 0;
   std::byte* memory_ = nullptr;
-  T *partials_memory_ = nullptr, *by_key_ = nullptr;
-  double* numbers_memory_ = nullptr;
+  T* partials_memory_ = nullptr;
 };
+
+/// Runs a call and then finish(sums), for what is a policy's but not a score modifier's.
+template <Scalar T, class Run, class Finish>
+void run_backward_call(const BackwardCall<T>& call, Workspace& workspace, const Run& executor, Index concurrency,
+                       Finish finish) {
+  const Problem& p = call.forward.problem;
+  ParameterSums<T> sums(call, p.batch, p.batch * p.keys);
+  BackwardWorker<T> worker(call, sums, concurrency);
+  ByteCount count;
+  count.add(1, worker.bytes());
+  const Index sums_at = count.add(1, sums.bytes());
+  std::byte* const memory = workspace.reserve(static_cast<std::size_t>(count.bytes()));
+  sums.begin(memory + sums_at);
+  worker.run(memory, executor);
+  worker.add_by_key();
+  sums.add_numbers();
+  finish(sums);
+}
 
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::detail

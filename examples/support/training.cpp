@@ -88,18 +88,18 @@ Prediction predict(Classifier<float>& model, const Sequences& data, const TokenB
   return result;
 }
 
-Training::Training(Classifier<float>& model, const Sequences& train, const Sequences& test, TrainingOptions options,
-                   Augment augment)
+Training::Training(Classifier<float>& model, const Sequences& train, const Sequences& validation,
+                   TrainingOptions options, Augment augment)
     : model_(model),
       train_(train),
-      test_(test),
+      validation_(validation),
       options_(std::move(options)),
       augment_(std::move(augment)),
       adam_(model.parameters(), options_.adam) {
   const auto refuse = [](const std::string& what) { throw ab::InputError(what); };
-  if (train.size() == 0 || test.size() == 0)
+  if (train.size() == 0 || validation.size() == 0)
     refuse("number of examples is " + std::to_string(train.size()) + " for training and " +
-           std::to_string(test.size()) + " for testing, but must be at least 1");
+           std::to_string(validation.size()) + " for validation, but must be at least 1");
   if (options_.epochs < 0)
     refuse("number of epochs is " + std::to_string(options_.epochs) + ", but must not be negative");
   if (options_.batch < 1) refuse("size of a batch is 0, but must be at least 1");
@@ -122,7 +122,7 @@ Training::Training(Classifier<float>& model, const Sequences& train, const Seque
     }
   };
   check(train, "training");
-  check(test, "test");
+  check(validation, "validation");
   model.set_threads(options_.threads);
   last_losses_.assign(train.size(),
                       static_cast<float>(std::log(static_cast<double>(std::max<Eigen::Index>(classes, 2)))));
@@ -138,7 +138,7 @@ std::map<std::string, std::string> Training::identity() const {
   std::string parts;
   for (const double part : options_.parts) parts += format("%s%g", parts.empty() ? "" : " ", part);
   return {{"model", describe(model_.shape())},
-          {"examples", std::to_string(train_.size())},
+          {"examples", std::to_string(train_.size()) + " and " + std::to_string(validation_.size())},
           {"epochs", std::to_string(options_.epochs)},
           {"batch", std::to_string(options_.batch)},
           {"adam", format("%g %g %g %g %g %g", options_.adam.rate, options_.adam.beta1, options_.adam.beta2,
@@ -163,10 +163,11 @@ void Training::save() const {
     tensors.push_back({p.name, shape_of(p.value), values_of(p.value)});
     tensors.push_back({"adam.mean." + p.name, shape_of(p.value), values_of(adam.means()[i])});
     tensors.push_back({"adam.square." + p.name, shape_of(p.value), values_of(adam.squares()[i])});
+    if (best_epoch_ != epoch_) tensors.push_back({"best." + p.name, shape_of(p.value), values_of(best_[i])});
   }
   std::vector<float> epochs;
   for (const auto& e : epochs_)
-    for (const double x : {e.epoch, e.step, e.train_loss, e.test_loss, e.test_accuracy, e.seconds})
+    for (const double x : {e.epoch, e.step, e.train_loss, e.validation_loss, e.validation_accuracy, e.seconds})
       epochs.push_back(static_cast<float>(x));
   tensors.push_back({"record.epochs", {epochs_.size(), epoch_columns}, epochs});
   tensors.push_back({"record.step_losses", {step_losses_.size()}, step_losses_});
@@ -178,6 +179,7 @@ void Training::save() const {
   auto metadata = identity();
   metadata["epoch"] = std::to_string(epoch_);
   metadata["steps"] = std::to_string(adam.steps);
+  metadata["best epoch"] = std::to_string(best_epoch_);
   write_safetensors(options_.checkpoint, tensors, metadata);
 }
 
@@ -196,16 +198,18 @@ bool Training::resume() {
       throw FileError(name + ": \"" + key + "\" is \"" + text + "\", but must be a number");
     return std::stoi(text);
   };
-  const int epoch = number("epoch"), steps = number("steps");
+  const int epoch = number("epoch"), steps = number("steps"), best_epoch = number("best epoch");
 
   // All is read before anything is changed.
   const auto& parameters = adam_.parameters();
-  std::vector<Rows<float>> values, means, squares;
+  std::vector<Rows<float>> values, means, squares, best;
   for (const auto* p : parameters) {
     values.push_back(read_matrix(file, p->name, p->value));
     means.push_back(read_matrix(file, "adam.mean." + p->name, p->value));
     squares.push_back(read_matrix(file, "adam.square." + p->name, p->value));
-    if (!values.back().allFinite() || !means.back().allFinite() || !squares.back().allFinite())
+    best.push_back(best_epoch == epoch ? values.back() : read_matrix(file, "best." + p->name, p->value));
+    if (!values.back().allFinite() || !means.back().allFinite() || !squares.back().allFinite() ||
+        !best.back().allFinite())
       throw FileError(name + ": \"" + p->name + "\" holds numbers that are not finite");
   }
   const auto records = file.floats("record.epochs", {static_cast<std::uint64_t>(epoch), epoch_columns});
@@ -218,6 +222,8 @@ bool Training::resume() {
   adam_.squares() = std::move(squares);
   adam_.steps = steps;
   epoch_ = epoch;
+  best_epoch_ = best_epoch;
+  best_ = std::move(best);
   step_losses_ = step_losses;
   last_losses_ = last_losses;
   epochs_.clear();
@@ -277,6 +283,26 @@ double Training::run_epoch(int epoch, const Sequences& data) {
   return sum / static_cast<double>(order.size());
 }
 
+// Of the records, that start with epoch 1. The first of equals; as floats, which is what a checkpoint holds of
+// them.
+int Training::find_best() const {
+  std::size_t best = 0;
+  for (std::size_t i = 1; i < epochs_.size(); ++i) {
+    const auto value = [&](std::size_t e) {
+      return std::pair(static_cast<float>(epochs_[e].validation_accuracy),
+                       -static_cast<float>(epochs_[e].validation_loss));
+    };
+    if (value(i) > value(best)) best = i;
+  }
+  return static_cast<int>(best) + 1;
+}
+
+int Training::take_best() {
+  const auto& parameters = adam_.parameters();
+  for (std::size_t i = 0; i < best_.size(); ++i) parameters[i]->value = best_[i];
+  return best_epoch_;
+}
+
 void Training::run(const std::function<bool(const EpochRecord&)>& after_epoch) {
   while (epoch_ < options_.epochs) {
     Stopwatch watch;
@@ -292,15 +318,16 @@ void Training::run(const std::function<bool(const EpochRecord&)>& after_epoch) {
     }
     seconds_ += watch.seconds();
     ++epoch_;
-    const auto test =
-        predict(model_, test_, {options_.keep, *std::max_element(options_.parts.begin(), options_.parts.end())});
-    const EpochRecord record{static_cast<double>(epoch_),
-                             static_cast<double>(adam_.steps),
-                             loss,
-                             test.mean_loss(),
-                             test.accuracy(test_),
-                             seconds_};
+    const auto validation = predict(
+        model_, validation_, {options_.keep, *std::max_element(options_.parts.begin(), options_.parts.end())});
+    const EpochRecord record{static_cast<double>(epoch_), static_cast<double>(adam_.steps), loss,
+                             validation.mean_loss(),      validation.accuracy(validation_), seconds_};
     epochs_.push_back(record);
+    if (find_best() == epoch_) {
+      best_epoch_ = epoch_;
+      best_.clear();
+      for (const auto* p : adam_.parameters()) best_.push_back(p->value);
+    }
     if (!options_.checkpoint.empty()) save();
     if (after_epoch && !after_epoch(record)) return;
   }

@@ -42,8 +42,8 @@ struct TrainingOptions {
 struct EpochRecord {
   double epoch, step;  // how many so far
   double train_loss;   // mean over the examples drawn, while the weights changed
-  double test_loss, test_accuracy;
-  double seconds;  // of training so far, without the tests
+  double validation_loss, validation_accuracy;
+  double seconds;  // of training so far, without the validation
 };
 
 struct Prediction {
@@ -68,9 +68,9 @@ class Training {
   /// with the same labels.
   using Augment = std::function<Sequences(int epoch)>;
 
-  /// Model and data must outlive it. Throws ab::InputError for options that make no sense and for labels out of
-  /// range.
-  Training(Classifier<float>& model, const Sequences& train, const Sequences& test, TrainingOptions options,
+  /// Model and data must outlive it. Nothing is learned from `validation`: it tells which epoch was the best.
+  /// Throws ab::InputError for options that make no sense and for labels out of range.
+  Training(Classifier<float>& model, const Sequences& train, const Sequences& validation, TrainingOptions options,
            Augment augment = {});
 
   /// Continues from the checkpoint if there is one; then the epochs are those that a run in one go would have had.
@@ -81,6 +81,10 @@ class Training {
   /// the gradient is not finite; the checkpoint is then the one of the last good epoch.
   void run(const std::function<bool(const EpochRecord&)>& after_epoch = {});
 
+  /// Gives the model the weights that it had after the best epoch: that of the highest validation accuracy, of the
+  /// lowest validation loss where it is equal. Returns that epoch, 0 if there was none. For after the last one.
+  int take_best();
+
   const std::vector<EpochRecord>& epochs() const noexcept { return epochs_; }
   const std::vector<float>& step_losses() const noexcept { return step_losses_; }
   Adam<float>& adam() noexcept { return adam_; }
@@ -89,17 +93,20 @@ class Training {
 
  private:
   void save() const;
+  int find_best() const;
   std::vector<std::size_t> order_of_epoch(int epoch);
   double run_epoch(int epoch, const Sequences& data);
 
   Classifier<float>& model_;
   const Sequences& train_;
-  const Sequences& test_;
+  const Sequences& validation_;
   TrainingOptions options_;
   Augment augment_;
   Adam<float> adam_;
   int epoch_ = 0;  // done so far
   double seconds_ = 0;
+  int best_epoch_ = 0;
+  std::vector<Rows<float>> best_;  // the weights after it
   std::vector<EpochRecord> epochs_;
   std::vector<float> step_losses_;
   std::vector<float> last_losses_;  // of each example

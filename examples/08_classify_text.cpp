@@ -40,7 +40,7 @@ struct Options {
   int longest = 0, width = 64, hidden = 128;
   std::size_t minilm_documents = 400, train_texts = 0, test_texts = 0;
   unsigned seed = 1;
-  double rate = 2e-3, decay = 0.01, token_loss = 0.1, guide = 0.5, entropy = 0.02, validation = 0.1;
+  double rate = 2e-3, decay = 0.01, token_loss = 0.3, guide = 0.5, entropy = 0.02, validation = 0.1;
   std::vector<std::string> rules;
   std::vector<double> parts{1, 0.5, 0.25, 0.125, 0.0625}, gains{0.5, 1};
   bool restart = false, predict = false, budget_curve = false, draw_curve = false, no_yardsticks = false,
@@ -141,10 +141,15 @@ example::LabelledTexts read(const Options& options) {
   return example::number_classes(std::move(texts.first), std::move(texts.second));
 }
 
-example::Sequences encode(const example::Vocabulary& vocabulary, const std::vector<std::string>& texts,
-                          const std::vector<int>& labels, std::size_t longest) {
+example::Sequences encode(const example::Vocabulary& vocabulary, const char* name,
+                          const std::vector<std::string>& texts, const std::vector<int>& labels,
+                          std::size_t longest) {
   example::Sequences sequences;
-  for (const auto& text : texts) sequences.ids.push_back(vocabulary.encode(text, longest));
+  for (std::size_t i = 0; i < texts.size(); ++i) try {
+      sequences.ids.push_back(vocabulary.encode(texts[i], longest));
+    } catch (const attention_balancer::InputError& error) {
+      throw example::FileError(std::string(name) + " text " + std::to_string(i) + ": " + error.what());
+    }
   sequences.labels = labels;
   return sequences;
 }
@@ -252,9 +257,9 @@ int main(int argc, char** argv) try {
   const auto data = read(options);
   const auto longest = static_cast<std::size_t>(options.longest > 0 ? options.longest : defaults.longest);
   const auto vocabulary = example::Vocabulary::learn(data.train, defaults.least, defaults.most);
-  const auto [train, validation] =
-      example::hold_out(encode(vocabulary, data.train, data.train_labels, longest), options.validation, 1);
-  const auto test = encode(vocabulary, data.test, data.test_labels, longest);
+  const auto [train, validation] = example::hold_out(
+      encode(vocabulary, "training", data.train, data.train_labels, longest), options.validation, 1);
+  const auto test = encode(vocabulary, "test", data.test, data.test_labels, longest);
   std::printf(
       "%s: %zu texts to train on, %zu for validation, %zu to test, %zu classes, %d words; the first %zu of a text "
       "are read\n",
@@ -290,11 +295,11 @@ int main(int argc, char** argv) try {
   }
 
   training_options.checkpoint = file_of(options, ".checkpoint.safetensors");
-  if (options.restart) std::filesystem::remove(training_options.checkpoint);
   example::Random random(options.seed);
   example::Classifier<float> model(shape, random);
   example::Training training(model, train, validation, training_options);
-  if (training.resume()) std::printf("goes on after epoch %zu (--restart begins anew)\n", training.epochs().size());
+  if (!options.restart && training.resume())
+    std::printf("goes on after epoch %zu (--restart begins anew)\n", training.epochs().size());
   std::printf("%5s %8s %14s %16s %20s %9s\n", "epoch", "steps", "training loss", "validation loss",
               "validation accuracy", "time");
   const auto print = [](const example::EpochRecord& e) {

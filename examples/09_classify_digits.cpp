@@ -130,11 +130,11 @@ int main(int argc, char** argv) try {
   }
 
   training_options.checkpoint = options.output / "classify_digits.checkpoint.safetensors";
-  if (options.restart) std::filesystem::remove(training_options.checkpoint);
   example::Random random(options.seed);
   example::Classifier<float> model(shape, random);
   example::Training training(model, train, validation, training_options, augment_for(options.seed));
-  if (training.resume()) std::printf("goes on after epoch %zu (--restart begins anew)\n", training.epochs().size());
+  if (!options.restart && training.resume())
+    std::printf("goes on after epoch %zu (--restart begins anew)\n", training.epochs().size());
   std::printf("%5s %8s %14s %16s %20s %9s\n", "epoch", "steps", "training loss", "validation loss",
               "validation accuracy", "time");
   const auto print = [&](const example::EpochRecord& e) {

@@ -103,6 +103,10 @@ Training::Training(Classifier<float>& model, const Sequences& train, const Seque
   if (options_.epochs < 0)
     refuse("number of epochs is " + std::to_string(options_.epochs) + ", but must not be negative");
   if (options_.batch < 1) refuse("size of a batch is 0, but must be at least 1");
+  if (!(options_.adam.rate > 0) || !std::isfinite(options_.adam.rate))
+    refuse(format("rate is %g, but must be positive and finite", options_.adam.rate));
+  if (!(options_.adam.decay >= 0) || !std::isfinite(options_.adam.decay))
+    refuse(format("decay is %g, but must be finite and not negative", options_.adam.decay));
   if (options_.parts.empty()) refuse("list of parts is empty, but must name at least one");
   if (!(options_.token_loss >= 0 && options_.token_loss < 1))
     refuse(format("token loss is %g, but must be in [0, 1)", options_.token_loss));
@@ -186,6 +190,15 @@ void Training::save() const {
 bool Training::resume() {
   std::error_code error;
   if (options_.checkpoint.empty() || !std::filesystem::exists(options_.checkpoint, error)) return false;
+  try {
+    read_checkpoint();
+  } catch (const FileError& failure) {
+    throw FileError(std::string(failure.what()) + ". Without this file the training begins anew");
+  }
+  return true;
+}
+
+void Training::read_checkpoint() {
   Safetensors file(options_.checkpoint);
   const auto name = options_.checkpoint.string();
   for (const auto& [key, value] : identity())
@@ -230,7 +243,6 @@ bool Training::resume() {
   for (std::size_t i = 0; i + epoch_columns <= records.size(); i += epoch_columns)
     epochs_.push_back({records[i], records[i + 1], records[i + 2], records[i + 3], records[i + 4], records[i + 5]});
   seconds_ = epochs_.empty() ? 0 : epochs_.back().seconds;
-  return true;
 }
 
 // --- Epochs
@@ -306,20 +318,28 @@ int Training::take_best() {
 void Training::run(const std::function<bool(const EpochRecord&)>& after_epoch) {
   while (epoch_ < options_.epochs) {
     Stopwatch watch;
-    double loss = 0;
+    double loss = 0, seconds = 0;
+    Prediction validation;
     try {
       loss = augment_ ? run_epoch(epoch_, augment_(epoch_)) : run_epoch(epoch_, train_);
+      seconds = watch.seconds();
+      validation = predict(model_, validation_,
+                           {options_.keep, *std::max_element(options_.parts.begin(), options_.parts.end())});
+      // The last step has not been followed by a loss that would tell.
+      for (const auto* p : adam_.parameters())
+        if (!p->value.allFinite())
+          throw TrainingError(p->name + " is not finite after step " + std::to_string(adam_.steps));
+      if (!std::isfinite(validation.mean_loss()))
+        throw TrainingError("the validation loss is not finite after step " + std::to_string(adam_.steps));
     } catch (const TrainingError& error) {
       std::string what = error.what();
       if (!options_.checkpoint.empty())
         what += epoch_ > 0 ? "; " + options_.checkpoint.string() + " holds epoch " + std::to_string(epoch_)
-                           : "; there is no checkpoint yet";
+                           : "; no epoch is done";
       throw TrainingError(what + ". A smaller rate may help");
     }
-    seconds_ += watch.seconds();
+    seconds_ += seconds;
     ++epoch_;
-    const auto validation = predict(
-        model_, validation_, {options_.keep, *std::max_element(options_.parts.begin(), options_.parts.end())});
     const EpochRecord record{static_cast<double>(epoch_), static_cast<double>(adam_.steps), loss,
                              validation.mean_loss(),      validation.accuracy(validation_), seconds_};
     epochs_.push_back(record);

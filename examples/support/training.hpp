@@ -74,11 +74,12 @@ class Training {
            Augment augment = {});
 
   /// Continues from the checkpoint if there is one; then the epochs are those that a run in one go would have had.
+  /// Without a call of it the checkpoint is replaced after the first epoch.
   /// Throws FileError if the file is no checkpoint of this model and these options; nothing has changed then.
   bool resume();
 
-  /// The epochs that are left; `after_epoch` may return false to stop there. Throws TrainingError if the loss or
-  /// the gradient is not finite; the checkpoint is then the one of the last good epoch.
+  /// The epochs that are left; `after_epoch` may return false to stop there. Throws TrainingError if a loss, a
+  /// gradient or a weight is not finite; the checkpoint is then the one of the last good epoch.
   void run(const std::function<bool(const EpochRecord&)>& after_epoch = {});
 
   /// Gives the model the weights that it had after the best epoch: that of the highest validation accuracy, of the
@@ -93,6 +94,7 @@ class Training {
 
  private:
   void save() const;
+  void read_checkpoint();
   int find_best() const;
   std::vector<std::size_t> order_of_epoch(int epoch);
   double run_epoch(int epoch, const Sequences& data);

@@ -188,6 +188,7 @@ TEST_CASE("training: a checkpoint of another run, another shape, or cut short is
   auto other = options_with(checkpoint);
   other.adam.rate = 0.02;
   refused(other, "is a checkpoint of another run: \"adam\" is \"0.01 ");
+  refused(other, ". Without this file the training begins anew");
 
   Random random(1);
   auto wide_shape = shape;
@@ -229,6 +230,15 @@ TEST_CASE("training: a loss that is not a number stops it, and the last good che
   CHECK(example::read_text(checkpoint) == good);
   Run again(options_with(checkpoint));
   CHECK(again.training.resume());
+
+  // After the last step of an epoch, and only where the loss does not look: a word of the validation alone.
+  Run last(options_with(checkpoint));
+  for (auto& ids : last.train.ids)
+    for (int& id : ids) id = id == 11 ? 10 : id;
+  REQUIRE(last.training.resume());
+  last.model.parameters()[0]->value(11, 0) = std::numeric_limits<float>::infinity();
+  CHECK_THROWS_WITH(last.training.run(), ContainsSubstring("words is not finite after step"));
+  CHECK(example::read_text(checkpoint) == good);
 }
 
 TEST_CASE("training: bad input") {
@@ -258,6 +268,14 @@ TEST_CASE("training: bad input") {
   options.batch = 0;
   refused(train, test, options, "size of a batch is 0");
   options.batch = 1;
+  for (const double rate : {0., -1., std::nan(""), std::numeric_limits<double>::infinity()}) {
+    options.adam.rate = rate;
+    refused(train, test, options, "but must be positive and finite");
+  }
+  options.adam.rate = 0.01;
+  options.adam.decay = std::nan("");
+  refused(train, test, options, "decay is nan");
+  options.adam.decay = 0;
   options.token_loss = 1;
   refused(train, test, options, "token loss is 1");
 }

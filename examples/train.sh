@@ -54,6 +54,9 @@ fi
 [ "$what" = curves ] || sh examples/fetch_model.sh ||
   echo "The yardstick of pretrained MiniLM is left out: it could not be downloaded (build/downloads/log.txt)."
 
+# Threads that wait for others of the same program give way where the machine is busy.
+export OMP_WAIT_POLICY=passive
+
 run() {
   echo && echo "== $*"
   "$@"

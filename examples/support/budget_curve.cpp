@@ -224,10 +224,12 @@ void draw_training(const Training& training, const std::string& title, const std
     validation.x.push_back(e.step), validation.y.push_back(e.validation_loss);
     accuracy.x.push_back(e.step), accuracy.y.push_back(percent * e.validation_accuracy);
   }
+  PlotPanel losses{"Loss", "steps", "cross-entropy, nats", {train, validation}},
+      accuracies{"Accuracy", "steps", "validation accuracy, %", {accuracy}};
+  losses.from_zero = accuracies.from_zero = true;
   write_plot(picture, title,
              format("%zu epochs; the training loss is the mean of %zu steps", training.epochs().size(), window),
-             {{"Loss", "steps", "cross-entropy, nats", {train, validation}},
-              {"Accuracy", "steps", "validation accuracy, %", {accuracy}}});
+             {losses, accuracies});
 }
 
 }  // namespace example

@@ -58,6 +58,7 @@ Axis axis_over(const PlotPanel& panel, bool of_x, double from, double to) {
     take(of_x ? series.x : series.y);
     if (!of_x) take(series.low), take(series.high);
   }
+  if (of_x && panel.from_zero) take({0});
   if (!(axis.low <= axis.high)) axis.low = axis.log ? 1 : 0, axis.high = axis.log ? 10 : 1;
   if (axis.log) {
     const double room = of_x && !panel.points ? 1 : std::pow(axis.high / axis.low, 0.06) * 1.02;

@@ -25,6 +25,7 @@ struct PlotPanel {
   bool points = false;  // symbols with their names beside them, instead of curves
   bool log_x = false, log_y = false;
   double height = 300;
+  bool from_zero = false;  // the x axis begins at 0, so that panels of other first values stand in line
 };
 
 /// Draws panels below one another. A name has the same colour in every panel; the order of its first appearance

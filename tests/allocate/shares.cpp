@@ -260,3 +260,17 @@ TEMPLATE_TEST_CASE("Tempered and AlphaFair are powers of the weights within boun
   CHECK_THROWS_WITH(shares_of<T>(allocate::AlphaFair<T>{.cap = T(0.25)}, {1, 1}),
                     ContainsSubstring("sum of the AlphaFair caps of 2 eligible items is 0.5"));
 }
+
+TEST_CASE("Tempered at temperatures whose powers leave every range", "[allocate]") {
+  // Between 1 and 1e-300 there is no comparison at such a power: what the capped leave is all for the former.
+  for (const double temperature : {1e-310, 1e-200, 1e-12}) {
+    std::vector<double> shares(3);
+    allocate::Tempered<double>{.temperature = temperature, .cap = 0.5}(std::vector<double>{1, 2, 1e-300}, shares);
+    CHECK(shares == std::vector<double>{0.5, 0.5, 0});
+    allocate::Tempered<double>{.temperature = temperature}(std::vector<double>{5e-324, 1.7e308, 1.7e308}, shares);
+    CHECK(shares == std::vector<double>{0, 0.5, 0.5});
+  }
+  std::vector<double> shares(2);
+  allocate::Proportional{}(std::vector<double>{-0.0, 1}, shares);
+  CHECK(!std::signbit(shares[0]));
+}

@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "attention_balancer/allocate/concepts.hpp"
+#include "attention_balancer/allocate/detail/box.hpp"
+#include "attention_balancer/allocate/detail/common_bounds.hpp"
+#include "attention_balancer/allocate/detail/proportion.hpp"
 #include "attention_balancer/allocate/detail/water_filling.hpp"
 #include "attention_balancer/core/error.hpp"
 #include "attention_balancer/core/types.hpp"
@@ -18,16 +21,14 @@ namespace attention_balancer {
 
 namespace detail {
 
-/// What |sum - 1| may be for n shares, and the slack in which feasibility is judged: n * epsilon of the scalar.
-template <Scalar T>
-double sum_slack(std::size_t n) noexcept {
-  return static_cast<double>(n) * static_cast<double>(std::numeric_limits<T>::epsilon());
-}
-
 template <Scalar T>
 void proportional(std::span<const T> saliency, std::span<T> shares) {
   check_size("shares", shares.size(), "saliency", saliency.size());
   if (saliency.empty()) fail<BudgetError>("number of items", Index(0), "be at least 1 to share a budget");
+  const T* const w = saliency.data();
+  const auto weight = [w](std::size_t i) { return static_cast<double>(w[i]); };
+  if (const Total all = total_of(saliency.size(), weight); all.good && is_plain(all.sum))
+    return divide_by(all.sum, shares, weight);
   const double largest = largest_weight(saliency);
   if (largest == 0) {
     std::fill(shares.begin(), shares.end(), static_cast<T>(1.0 / static_cast<double>(shares.size())));
@@ -39,88 +40,15 @@ void proportional(std::span<const T> saliency, std::span<T> shares) {
   for (std::size_t k = 1; k < 4; ++k) sums[0].add(sums[k].value());
   const double total = sums[0].value();
   for (std::size_t i = 0; i < shares.size(); ++i)
-    shares[i] = static_cast<T>(static_cast<double>(saliency[i]) * scale / total);
+    shares[i] = static_cast<T>(static_cast<double>(saliency[i]) * scale / total + 0.0);  // -0 becomes 0
 }
 
-/// What an allocation may give: a floor and a cap per item, and who takes part. `name` is the policy's, for
-/// messages.
-template <Scalar T>
-struct Box {
-  const char* name;
-  const allocate::Bound<T>& floor;
-  const allocate::Bound<T>& cap;
-  const allocate::Eligible& eligible;
-
-  std::string text(const char* what) const { return std::string(name) + " " + what; }
-
-  /// An infinite cap is no cap.
-  double cap_of(std::size_t i) const noexcept {
-    return std::max(static_cast<double>(floor[i]), std::min(static_cast<double>(cap[i]), 1.0));
-  }
-};
-
-/// Throws if bounds of `eligible` items that add up to `sum` cannot make 1; item `worst` has the strictest.
-template <Scalar T>
-[[noreturn]] void infeasible(const Box<T>& box, const char* bound, double sum, std::size_t eligible,
-                             std::size_t worst, T value, const char* must) {
-  fail<BudgetError>("sum of the " + box.text(bound) + "s of " + std::to_string(eligible) + " eligible items",
-                    number(sum),
-                    std::string(must) + " the total 1: the " + item_of(bound, worst) + " is " + number(value));
-}
-
-/// Throws unless n items can share 1 within the box. Returns how many of them are eligible.
-template <Scalar T>
-std::size_t check_box(const Box<T>& box, std::size_t n) {
-  if (box.floor.per_item()) check_size(box.text("floor"), box.floor.size(), "saliency", n);
-  if (box.cap.per_item()) check_size(box.text("cap"), box.cap.size(), "saliency", n);
-  if (box.eligible.given()) check_size(box.text("eligible"), box.eligible.size(), "saliency", n);
-  Sum floors, caps;
-  std::size_t m = 0, highest_floor = 0, lowest_cap = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    if (!box.eligible[i]) continue;
-    const T floor = box.floor[i], cap = box.cap[i];
-    if (floor != floor) fail<InputError>(item_of(box.text("floor"), i), number(floor), "be a number");
-    if (cap != cap) fail<InputError>(item_of(box.text("cap"), i), number(cap), "be a number");
-    if (floor < T(0)) fail<BudgetError>(item_of(box.text("floor"), i), number(floor), "not be negative");
-    if (floor > cap)
-      fail<BudgetError>(item_of(box.text("floor"), i), number(floor), "not exceed its cap " + number(cap));
-    if (m == 0) highest_floor = lowest_cap = i;
-    if (floor > box.floor[highest_floor]) highest_floor = i;
-    if (cap < box.cap[lowest_cap]) lowest_cap = i;
-    floors.add(static_cast<double>(floor));
-    caps.add(box.cap_of(i));
-    ++m;
-  }
-  if (m == 0) fail<BudgetError>("number of eligible items", Index(0), "be at least 1 to share a budget");
-  const double slack = sum_slack<T>(m);
-  if (!(floors.value() <= 1.0 + slack))
-    infeasible(box, "floor", floors.value(), m, highest_floor, box.floor[highest_floor], "not exceed");
-  if (!(caps.value() >= 1.0 - slack))
-    infeasible(box, "cap", caps.value(), m, lowest_cap, box.cap[lowest_cap], "reach");
-  return m;
-}
-
-/// Writes the shares of m eligible items, `share(i)` for item i. Rounding to T keeps order and bounds, because the
-/// bounds are numbers of T. The sum is checked, not trusted.
-template <Scalar T, class Share>
-void write_shares(const Box<T>& box, std::size_t m, std::span<T> shares, Share&& share) {
-  std::vector<T> result(shares.size(), T(0));
-  Sum sum;
-  for (std::size_t i = 0; i < result.size(); ++i) {
-    if (!box.eligible[i]) continue;
-    result[i] = static_cast<T>(share(i));
-    sum.add(static_cast<double>(result[i]));
-  }
-  if (!(std::abs(sum.value() - 1.0) <= sum_slack<T>(m)))
-    fail<BudgetError>("sum of the " + box.text("shares"), number(sum.value()),
-                      "be 1 within " + number(sum_slack<T>(m)));
-  std::copy(result.begin(), result.end(), shares.begin());
-}
-
-/// clip(nu * w^power, floor, cap); power in [0, inf).
+/// clip(nu * w^power, floor, cap); power in [0, inf].
 template <Scalar T>
 void share_within(const Box<T>& box, double power, std::span<const T> saliency, std::span<T> shares) {
   check_size("shares", shares.size(), "saliency", saliency.size());
+  power = std::min(power, 1e300);  // an infinite one is all for the largest, but no number times it
+  if (share_commonly(box, power, saliency, shares)) return;
   const double largest = largest_weight(saliency);
   const std::size_t m = check_box(box, saliency.size());
   const double log_largest = power != 1 && largest > 0 ? std::log2(largest) : 0;
@@ -141,7 +69,7 @@ void share_within(const Box<T>& box, double power, std::span<const T> saliency, 
       weighted.push_back({power == 1 ? w : std::sqrt(w), low, high, low, 0});
     } else {  // with an exponent of its own: a power leaves the range of double
       const double exponent = power * (std::log2(w) - log_largest), whole = std::floor(exponent);
-      weighted.push_back({std::exp2(exponent - whole), low, high, low, static_cast<int>(std::max(whole, -1e9))});
+      weighted.push_back({std::exp2(exponent - whole), low, high, low, whole});
     }
   }
 

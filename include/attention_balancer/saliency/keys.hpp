@@ -39,6 +39,10 @@ detail::Reduced<std::remove_const_t<K>, Over> key_norm(const TensorView<K>& keys
 /// [keys] 1 - cos(k_j, a), a the mean of all k / |k|: KeyDiff's -cos (2504.15364) moved to [0, 2]. Keys unlike the
 /// rest are kept. A key of length 0 gives 1. Otherwise as key_norm, but that one key that is not a number makes all
 /// so.
+///
+/// The paper evicts block by block while the prompt is read, each time against the keys that are left; kvpress's
+/// KeyDiffPress ranks the whole prompt at once, and its BlockPress does as the paper. A call of this is one ranking
+/// of the keys it is given: whole, it keeps what KeyDiffPress keeps; after each block, what the paper does.
 template <class K, detail::HeadReduction Over = Heads>
 detail::Reduced<std::remove_const_t<K>, Over> key_difference(const TensorView<K>& keys, Over over = {},
                                                              Index batch = 0) {

@@ -20,15 +20,21 @@ inline double unit_scale(double x) noexcept {
   return std::ldexp(1.0, std::min(-exponent, 1023));
 }
 
+/// x * 2^exponent for a whole exponent of any size.
+inline double times_two_to(double x, double exponent) noexcept {
+  return std::ldexp(x, static_cast<int>(std::clamp(exponent, -5000.0, 5000.0)));
+}
+
 /// A non-negative number with an exponent of its own: the ratio of a bound to a weight can leave the range of
-/// double.
+/// double. The exponent is whole, and a double because a power of a weight can leave that of integers.
 struct Level {
   double mantissa = 0;
-  int exponent = -100000;  // of zero: below every other
+  double exponent = -std::numeric_limits<double>::infinity();  // of zero: below every other
 
-  static Level of(double x, int exponent_of_x = 0) noexcept {
+  static Level of(double x, double exponent_of_x = 0) noexcept {
     Level level;
-    if (x > 0) level.mantissa = std::frexp(x, &level.exponent), level.exponent += exponent_of_x;
+    int exponent = 0;
+    if (x > 0) level.mantissa = std::frexp(x, &exponent), level.exponent = exponent + exponent_of_x;
     return level;
   }
   friend Level operator/(Level a, Level b) noexcept {
@@ -42,23 +48,21 @@ struct Level {
   }
   /// The product, as a double again: infinite or zero if it leaves the range, which the clip then mends.
   friend double operator*(Level a, Level b) noexcept {
-    return std::ldexp(a.mantissa * b.mantissa, a.exponent + b.exponent);
+    return times_two_to(a.mantissa * b.mantissa, a.exponent + b.exponent);
   }
 };
 
 /// One item of water_fill: a weight of weight * 2^exponent, weight > 0 and 0 <= floor <= cap, all finite; `share`
 /// is the result. Where exponents differ, weights lie in [1, 2): a power of a weight can leave the range of double.
 struct FillItem {
-  double weight = 0, floor = 0, cap = 0, share = 0;
-  int exponent = 0;
+  double weight = 0, floor = 0, cap = 0, share = 0, exponent = 0;
 };
 
 /// share_i = clip(remaining * weight_i / sum of weights, floor_i, cap_i) over the items for which `free` holds.
 /// Divides before it multiplies: equal weights get equal shares, and one item gets exactly what remains.
 template <class Free>
 void fill_free(std::span<FillItem> items, double remaining, const Free& free) {
-  double largest = 0;
-  int exponent = std::numeric_limits<int>::min();
+  double largest = 0, exponent = -std::numeric_limits<double>::infinity();
   for (std::size_t i = 0; i < items.size(); ++i)
     if (free(i)) {
       if (items[i].exponent > exponent) exponent = items[i].exponent, largest = 0;
@@ -68,7 +72,7 @@ void fill_free(std::span<FillItem> items, double remaining, const Free& free) {
   const double scale = unit_scale(largest);  // no sum overflows; what underflows is below any share's last bit
   const auto scaled = [&](const FillItem& item) {
     const double w = item.weight * scale;
-    return item.exponent == exponent ? w : std::ldexp(w, item.exponent - exponent);
+    return item.exponent == exponent ? w : times_two_to(w, item.exponent - exponent);
   };
   Sum total;
   for (std::size_t i = 0; i < items.size(); ++i)
@@ -88,12 +92,12 @@ class RatioModel {
   static constexpr bool folds = true;
 
   explicit RatioModel(std::span<const FillItem> items) : items_(items) {
-    int top = std::numeric_limits<int>::min();
+    double top = -std::numeric_limits<double>::infinity();
     for (const auto& item : items) top = std::max(top, item.exponent);
     weights_.reserve(items.size()), levels_.reserve(2 * items.size());
     const auto fits = [](double x) { return x == 0 || (x > 1e-290 && x < 1e290); };
     for (const auto& item : items) {
-      const double w = item.exponent == top ? item.weight : std::ldexp(item.weight, item.exponent - top);
+      const double w = item.exponent == top ? item.weight : times_two_to(item.weight, item.exponent - top);
       weights_.push_back(w);
       levels_.push_back(item.floor / w);
       levels_.push_back(item.cap / w);

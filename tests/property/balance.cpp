@@ -18,7 +18,7 @@ std::vector<T> copy(std::span<const T> values) {
 
 template <class T>
 std::vector<T> signal(std::size_t n) {
-  return *rc::gen::container<std::vector<T>>(n, property::weight<T>());
+  return property::weights<T>(n);
 }
 
 template <class T>
@@ -33,7 +33,7 @@ double oscillation(const std::vector<T>& a, const std::vector<T>& b) {
 
 template <class T>
 ab::feedback::Leaky<T> leaky() {
-  return {static_cast<T>(*rc::gen::inRange(1, 101) / 100.0), static_cast<T>(*rc::gen::inRange(1, 21) / 10.0)};
+  return {static_cast<T>(property::in_range(1, 101) / 100.0), static_cast<T>(property::in_range(1, 21) / 10.0)};
 }
 
 }  // namespace
@@ -43,25 +43,25 @@ TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes",
   holds(
       "Leaky",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 40);
+        const auto n = property::in_range<std::size_t>(1, 40);
         ab::ResourceBalancer balancer(static_cast<Index>(n), ab::allocate::Proportional{}, leaky<T>());
         for (int t = 0; t < 10; ++t) {
           const auto shares = balancer.update(signal<T>(n));
-          RC_ASSERT(std::abs(static_cast<double>(property::sum(shares) - 1)) <= double(n) * property::epsilon<T>());
+          PROPERTY(std::abs(static_cast<double>(property::sum(shares) - 1)) <= double(n) * property::epsilon<T>());
           double alive = 0;
           for (std::size_t i = 0; i < n; ++i) {
-            RC_ASSERT(shares[i] > T(0));
-            RC_ASSERT(std::isfinite(balancer.state()[i]) && std::isfinite(balancer.log_shares()[i]));
+            PROPERTY(shares[i] > T(0));
+            PROPERTY(std::isfinite(balancer.state()[i]) && std::isfinite(balancer.log_shares()[i]));
             alive += std::exp(static_cast<double>(balancer.state()[i]));
           }
-          RC_ASSERT(std::abs(alive - 1) <= 1000 * property::epsilon<T>());
+          PROPERTY(std::abs(alive - 1) <= 1000 * property::epsilon<T>());
         }
       },
       300);
   holds(
       "Plain: never NaN, and what is dead stays dead",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 10);
+        const auto n = property::in_range<std::size_t>(1, 10);
         ab::ResourceBalancer<T, ab::allocate::Proportional, ab::feedback::Plain<T>> balancer(static_cast<Index>(n));
         std::vector<bool> dead(n, false);
         for (int t = 0; t < 10; ++t) {
@@ -72,12 +72,12 @@ TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes",
             balancer.update(w);
             for (std::size_t i = 0; i < n; ++i) dead[i] = dead[i] || (w[i] == T(0) && !all_zero);
           } catch (const ab::InputError&) {
-            for (std::size_t i = 0; i < n; ++i) RC_ASSERT(dead[i] || w[i] == T(0));
-            RC_ASSERT(copy(balancer.state()) == before);
+            for (std::size_t i = 0; i < n; ++i) PROPERTY(dead[i] || w[i] == T(0));
+            PROPERTY(copy(balancer.state()) == before);
           }
           for (std::size_t i = 0; i < n; ++i) {
-            RC_ASSERT(!std::isnan(balancer.log_shares()[i]) && !std::isnan(balancer.state()[i]));
-            RC_ASSERT(std::isinf(balancer.state()[i]) == dead[i]);
+            PROPERTY(!std::isnan(balancer.log_shares()[i]) && !std::isnan(balancer.state()[i]));
+            PROPERTY(std::isinf(balancer.state()[i]) == dead[i]);
           }
         }
       },
@@ -87,7 +87,7 @@ TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes",
 TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[property]", float, double) {
   using T = TestType;
   holds("two states under the same signals approach by 1 - rate each cycle", [] {
-    const auto n = *rc::gen::inRange<std::size_t>(1, 40);
+    const auto n = property::in_range<std::size_t>(1, 40);
     const auto policy = leaky<T>();
     auto a = signal<T>(n), b = signal<T>(n);
     for (auto* state : {&a, &b})
@@ -97,14 +97,14 @@ TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[p
       const double before = oscillation(a, b);
       policy(a, w);
       policy(b, w);
-      RC_ASSERT(std::abs(oscillation(a, b) - (1 - static_cast<double>(policy.rate)) * before) <=
-                500 * property::epsilon<T>());
+      PROPERTY(std::abs(oscillation(a, b) - (1 - static_cast<double>(policy.rate)) * before) <=
+               500 * property::epsilon<T>());
     }
   });
   holds(
       "constant w settles at w^gain, raised to 1e-6 of the largest",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 20);
+        const auto n = property::in_range<std::size_t>(1, 20);
         auto policy = leaky<T>();
         policy.rate = std::max(policy.rate, T(0.1));
         auto w = signal<T>(n);
@@ -115,7 +115,7 @@ TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[p
           fixed[i] = static_cast<T>(double(policy.gain) *
                                     std::max(std::log(double(w[i]) / double(largest)), std::log(1e-6)));
         for (int t = 0; t < 500; ++t) policy(state, w);
-        RC_ASSERT(oscillation(state, fixed) <= 2000 * property::epsilon<T>());
+        PROPERTY(oscillation(state, fixed) <= 2000 * property::epsilon<T>());
       },
       200);
 }
@@ -125,16 +125,16 @@ TEMPLATE_TEST_CASE("feedback: starvation", "[property]", float, double) {
   holds(
       "weight zero for long, then recovery within log(.) / rate steps",
       [] {
-        const double rate = *rc::gen::inRange(5, 100) / 100.0;
-        const int starved = *rc::gen::inRange(1, 500);
+        const double rate = property::in_range(5, 100) / 100.0;
+        const int starved = property::in_range(1, 500);
         ab::ResourceBalancer<T> balancer(2, {}, {.rate = static_cast<T>(rate)});
         for (int t = 0; t < starved; ++t) balancer.update(std::vector<T>{1, 0});
         const double low = static_cast<double>(balancer.shares()[1]);
-        RC_ASSERT(low > 0.99e-6);
+        PROPERTY(low > 0.99e-6);
         // The distance log(1e6) falls by exp(-rate) a step at least; within 1 % it is over.
         const int steps = static_cast<int>(std::ceil(std::log(std::log(1e6) / 0.01) / rate));
         for (int t = 0; t < steps; ++t) balancer.update(std::vector<T>{1, 1});
-        RC_ASSERT(balancer.shares()[1] > T(0.49));
+        PROPERTY(balancer.shares()[1] > T(0.49));
       },
       300);
 }
@@ -144,8 +144,8 @@ TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]"
   holds(
       "same signals, same shares; a restored balancer goes on as the saved one",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 20);
-        const int cut = *rc::gen::inRange(0, 10);
+        const auto n = property::in_range<std::size_t>(1, 20);
+        const int cut = property::in_range(0, 10);
         const auto policy = leaky<T>();
         const T floor = static_cast<T>(0.1 / static_cast<double>(n));
         using Balancer = ab::ResourceBalancer<T, ab::allocate::Bounded<T>>;
@@ -159,12 +159,12 @@ TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]"
           if (t >= cut) third.update(w);
         }
         for (const auto* other : {&second, &third}) {
-          RC_ASSERT(copy(first.state()) == copy(other->state()));
-          RC_ASSERT(copy(first.shares()) == copy(other->shares()));
-          RC_ASSERT(copy(first.log_shares()) == copy(other->log_shares()));
-          RC_ASSERT(first.cycle() == other->cycle());
+          PROPERTY(copy(first.state()) == copy(other->state()));
+          PROPERTY(copy(first.shares()) == copy(other->shares()));
+          PROPERTY(copy(first.log_shares()) == copy(other->log_shares()));
+          PROPERTY(first.cycle() == other->cycle());
         }
-        RC_ASSERT(first.units(1000) == second.units(1000));
+        PROPERTY(first.units(1000) == second.units(1000));
       },
       300);
 }
@@ -173,30 +173,30 @@ TEMPLATE_TEST_CASE("balancer: units are exact within whole bounds, or it says wh
                    double) {
   using T = TestType;
   holds("units(total)", [] {
-    const auto n = *rc::gen::inRange<std::size_t>(1, 30);
+    const auto n = property::in_range<std::size_t>(1, 30);
     const double even = 1.0 / static_cast<double>(n);
-    const T floor = static_cast<T>(even * *rc::gen::inRange(0, 11) / 10.0);
-    const T cap = static_cast<T>(std::min(1.0, even * (1 + *rc::gen::inRange(1, 30) / 10.0)));
+    const T floor = static_cast<T>(even * property::in_range(0, 11) / 10.0);
+    const T cap = static_cast<T>(std::min(1.0, even * (1 + property::in_range(1, 30) / 10.0)));
     ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(static_cast<Index>(n), {.floor = floor, .cap = cap});
     for (int t = 0; t < 4; ++t) balancer.update(signal<T>(n));
-    const Index total =
-        *rc::gen::oneOf(rc::gen::inRange<Index>(0, 100), rc::gen::inRange<Index>(0, Index(1) << 40));
+    const Index total = property::in_range<Index>(0, property::coin() ? Index(1) << 40 : 100);
     const auto whole = ab::apportion::unit_limits(ab::allocate::Limits<T>{floor, cap, true}, total);
     const auto items = static_cast<Index>(n);
     if (whole.lower > whole.upper || whole.lower * items > total || whole.upper * items < total) {
-      RC_ASSERT_THROWS_AS(balancer.units(total), ab::BudgetError);
+      PROPERTY_THROWS(balancer.units(total), ab::BudgetError);
       return;
     }
     const auto units = balancer.units(total);
-    RC_ASSERT(std::accumulate(units.begin(), units.end(), Index(0)) == total);
+    PROPERTY(std::accumulate(units.begin(), units.end(), Index(0)) == total);
     const double t = static_cast<double>(total);
     for (std::size_t i = 0; i < n; ++i) {
-      RC_ASSERT(units[i] >= whole.lower && units[i] <= whole.upper);
+      PROPERTY(units[i] >= whole.lower && units[i] <= whole.upper);
       // No more than a rounding error outside the bounds as they are written.
-      RC_ASSERT(double(units[i]) >= t * double(floor) * (1 - property::epsilon<T>()) - 1e-9);
-      RC_ASSERT(double(units[i]) <= t * double(cap) * (1 + property::epsilon<T>()) + 1e-9);
-      const auto report = balancer.explain(static_cast<Index>(i));
-      RC_ASSERT(report.rounding && report.rounding->units == units[i]);
+      PROPERTY(double(units[i]) >= t * double(floor) * (1 - property::epsilon<T>()) - 1e-9);
+      PROPERTY(double(units[i]) <= t * double(cap) * (1 + property::epsilon<T>()) + 1e-9);
     }
+    const auto item = property::in_range<std::size_t>(0, n);
+    const auto report = balancer.explain(static_cast<Index>(item));
+    PROPERTY(report.rounding && report.rounding->units == units[item]);
   });
 }

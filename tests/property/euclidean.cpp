@@ -3,7 +3,8 @@
 #include "attention_balancer/allocate/euclidean.hpp"
 
 #include <algorithm>
-#include <random>
+#include <cmath>
+#include <limits>
 
 #include "property/property.hpp"
 
@@ -13,51 +14,36 @@ using property::holds;
 
 namespace {
 
-// Weights, bounds per item and a mask for which an allocation exists: the uniform point is always feasible.
-template <class T>
-struct Problem {
-  std::vector<T> weights, floors, caps;
-  std::vector<bool> mask;
-
-  allocate::Euclidean<T> euclidean() const { return {.floor = floors, .cap = caps, .eligible = mask}; }
-  std::vector<T> projected(const std::vector<T>& values) const {
-    std::vector<T> x(values.size(), T(-1));
-    euclidean().project(values, x);
-    return x;
-  }
-};
-
-template <class T>
-void showValue(const Problem<T>& p, std::ostream& out) {
-  rc::show(std::tie(p.weights, p.floors, p.caps, p.mask), out);
-}
+using property::Problem;
 
 // Of any size, or of multiples of 1/8 below 4 among which shares are divided up.
 template <class T>
-Problem<T> make_problem(bool common) {
-  Problem<T> p;
-  p.weights = *property::weights<T>();
-  const std::size_t n = p.weights.size();
-  if (*rc::gen::inRange(0, 2))
-    for (auto& w : p.weights) w = static_cast<T>(*rc::gen::inRange(0, 32)) / 8;
-  for (const int x : property::as_many(n, 0, 4)) p.mask.push_back(x > 0);
-  p.mask[*rc::gen::inRange<std::size_t>(0, n)] = true;
-  const double m = static_cast<double>(std::count(p.mask.begin(), p.mask.end(), true));
-  auto low = property::as_many(n, 0, 11), high = property::as_many(n, 0, 11);
-  if (common) {
-    std::fill(low.begin(), low.end(), low[0]);
-    std::fill(high.begin(), high.end(), high[0]);
-  }
-  for (std::size_t i = 0; i < n; ++i) {
-    p.floors.push_back(static_cast<T>(low[i] / 10.0 / m));
-    p.caps.push_back(static_cast<T>((1.0 + high[i] * high[i] / 20.0) / m));
+Problem<T> problem() {
+  auto p = property::problem<T>();
+  if (property::coin()) {
+    const auto eighths = property::as_many(p.weights.size(), 0, 32);
+    for (std::size_t i = 0; i < eighths.size(); ++i) p.weights[i] = static_cast<T>(eighths[i]) / 8;
   }
   return p;
 }
 
 template <class T>
-void check_sum(const std::vector<T>& x, double m) {
-  RC_ASSERT(std::abs(static_cast<double>(property::sum(x) - 1)) <= m * property::epsilon<T>());
+std::vector<T> projected(const Problem<T>& p, const std::vector<T>& values) {
+  std::vector<T> x(values.size(), T(-1));
+  p.template bound<allocate::Euclidean<T>>().project(values, x);
+  return x;
+}
+
+template <class T>
+void make_common(Problem<T>& p) {
+  std::fill(p.floors.begin(), p.floors.end(), p.floors[0]);
+  std::fill(p.caps.begin(), p.caps.end(), p.caps[0]);
+}
+
+template <class T>
+void check_sum(const std::vector<T>& x) {
+  PROPERTY(std::abs(static_cast<double>(property::sum(x) - 1)) <=
+           static_cast<double>(x.size()) * property::epsilon<T>());
 }
 
 template <class T>
@@ -72,114 +58,106 @@ double distance(const std::vector<T>& a, const std::vector<T>& b) {
 
 TEMPLATE_TEST_CASE("euclidean: the post-condition and the definition", "[property]", float, double) {
   using T = TestType;
-  for (const bool common : {false, true})
-    holds("sum, bounds bit for bit, mask, order, clip(w + nu, l, u)", [common] {
-      const auto p = make_problem<T>(common);
-      const auto x = p.projected(p.weights);
-      check_sum(x, static_cast<double>(std::count(p.mask.begin(), p.mask.end(), true)));
-      for (std::size_t i = 0; i < x.size(); ++i) {
-        if (!p.mask[i]) {
-          RC_ASSERT(x[i] == T(0));
-          continue;
-        }
-        RC_ASSERT((x[i] >= p.floors[i] && x[i] <= p.caps[i]));
-        // Who is free, or at a bound that pulls the right way, has one and the same nu: no pair can be nearer.
-        for (std::size_t j = 0; j < x.size(); ++j) {
-          if (!p.mask[j] || !(x[i] < p.caps[i]) || !(x[j] > p.floors[j])) continue;
-          const long double nu_i = static_cast<long double>(x[i]) - p.weights[i];
-          const long double nu_j = static_cast<long double>(x[j]) - p.weights[j];
-          const long double slack =
-              8 * property::epsilon<T>() + 2e-19L * (std::abs(nu_i) + std::abs(nu_j));  // of long double itself
-          RC_ASSERT(nu_i >= nu_j - slack);
-        }
-        if (common)
-          for (std::size_t j = 0; j < x.size(); ++j)
-            if (p.mask[j] && p.weights[i] <= p.weights[j]) RC_ASSERT(x[i] <= x[j]);
-      }
-    });
+  holds("sum, bounds bit for bit, mask, clip(w + nu, l, u)", [] {
+    const auto p = problem<T>();
+    const auto x = projected(p, p.weights);
+    check_shares(p, x);
+    // Whoever could give has a nu no lower than whoever could take: no pair can be nearer.
+    const long double infinity = std::numeric_limits<long double>::infinity();
+    long double takes = infinity, gives = -infinity;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      if (!p.mask[i]) continue;
+      const long double nu = static_cast<long double>(x[i]) - p.weights[i];
+      if (x[i] < p.caps[i]) takes = std::min(takes, nu);
+      if (x[i] > p.floors[i]) gives = std::max(gives, nu);
+    }
+    if (std::isfinite(takes) && std::isfinite(gives))
+      PROPERTY(takes >= gives - 8 * property::epsilon<T>() -
+                            2e-19L * (std::abs(takes) + std::abs(gives)));  // of long double itself
+  });
+  holds("order-preserving under common bounds", [] {
+    auto p = problem<T>();
+    make_common(p);
+    PROPERTY(property::rises_with(p.weights, projected(p, p.weights), p.mask));
+  });
 }
 
 TEMPLATE_TEST_CASE("euclidean: idempotent, shift-invariant, 1-Lipschitz", "[property]", float, double) {
   using T = TestType;
   holds("idempotent", [] {
-    const auto p = make_problem<T>(false);
-    const auto x = p.projected(p.weights), y = p.projected(x);
+    const auto p = problem<T>();
+    const auto x = projected(p, p.weights), y = projected(p, x);
     for (std::size_t i = 0; i < x.size(); ++i)
-      RC_ASSERT(std::abs(y[i] - x[i]) <= 4 * std::numeric_limits<T>::epsilon());
+      PROPERTY(std::abs(y[i] - x[i]) <= 4 * std::numeric_limits<T>::epsilon());
   });
   holds("shift-invariant, and 1-Lipschitz", [] {
-    auto p = make_problem<T>(false);
-    for (auto& w : p.weights) w = static_cast<T>(*rc::gen::inRange(-64, 64)) / 16;  // which a shift does not round
-    const auto x = p.projected(p.weights);
+    auto p = problem<T>();
+    const std::size_t n = p.weights.size();
+    const auto sixteenths = property::as_many(n, -64, 64), changes = property::as_many(n, -16, 16);
+    for (std::size_t i = 0; i < n; ++i)
+      p.weights[i] = static_cast<T>(sixteenths[i]) / 16;  // a shift rounds nothing
+    const auto x = projected(p, p.weights);
     auto moved = p.weights, other = p.weights;
-    const T shift = static_cast<T>(*rc::gen::inRange(-1000, 1000)) / 16;
+    const T shift = static_cast<T>(property::in_range(-1000, 1000)) / 16;
     for (auto& w : moved) w += shift;
-    RC_ASSERT(p.projected(moved) == x);
-    for (auto& w : other) w += static_cast<T>(*rc::gen::inRange(-16, 16)) / 16;
+    PROPERTY(projected(p, moved) == x);
+    for (std::size_t i = 0; i < n; ++i) other[i] += static_cast<T>(changes[i]) / 16;
     // Only the eligible are projected.
     auto before = p.weights, after = other;
-    for (std::size_t i = 0; i < x.size(); ++i)
+    for (std::size_t i = 0; i < n; ++i)
       if (!p.mask[i]) before[i] = after[i] = T(0);
-    const double n = static_cast<double>(x.size());
-    RC_ASSERT(distance(p.projected(other), x) <= distance(after, before) + 4 * n * property::epsilon<T>());
+    PROPERTY(distance(projected(p, other), x) <=
+             distance(after, before) + 4 * static_cast<double>(n) * property::epsilon<T>());
   });
 }
 
 TEMPLATE_TEST_CASE("sparsemax and entmax: sum, order, scale, zero", "[property]", float, double) {
   using T = TestType;
   const auto check = [](const auto& policy) {
-    const auto w = *property::weights<T>();
+    const auto w = property::weights<T>();
     std::vector<T> x(w.size(), T(-1)), y = x;
     policy(w, x);
-    check_sum(x, static_cast<double>(w.size()));
+    check_sum(x);
+    PROPERTY(property::rises_with(w, x));
     const bool all_zero = std::all_of(w.begin(), w.end(), [](T v) { return v == T(0); });
     for (std::size_t i = 0; i < w.size(); ++i) {
-      RC_ASSERT((x[i] >= T(0) && x[i] <= T(1)));
-      if (w[i] == T(0) && !all_zero) RC_ASSERT(x[i] == T(0));
-      for (std::size_t j = 0; j < w.size(); ++j)
-        if (w[i] <= w[j]) RC_ASSERT(x[i] <= x[j]);
+      PROPERTY((x[i] >= T(0) && x[i] <= T(1)));
+      if (w[i] == T(0) && !all_zero) PROPERTY(x[i] == T(0));
     }
     auto scaled = w;
-    const int shift = *rc::gen::inRange(-20, 20);
+    const int shift = property::in_range(-20, 20);
     for (auto& v : scaled) v = std::ldexp(v, shift);
     policy(scaled, y);
     for (std::size_t i = 0; i < w.size(); ++i)  // the logarithms round, by up to 1e-16 of 100
-      RC_ASSERT(std::abs(static_cast<double>(y[i] - x[i])) <= 4 * property::epsilon<T>() + 1e-13);
+      PROPERTY(std::abs(static_cast<double>(y[i] - x[i])) <= 4 * property::epsilon<T>() + 1e-13);
   };
   holds("sparsemax", [&] { check(allocate::Sparsemax{}); });
   holds("entmax15", [&] { check(allocate::Entmax15{}); });
-  holds("entmax of any alpha", [&] { check(allocate::Entmax<T>{.alpha = T(*rc::gen::inRange(0, 40)) / 16 + 1}); });
+  holds("entmax of any alpha", [&] { check(allocate::Entmax<T>{.alpha = T(property::in_range(0, 40)) / 16 + 1}); });
   holds("sparsemax of logits is the projection of logits", [] {
-    std::vector<T> z(*rc::gen::inRange<std::size_t>(1, 60)), x(z.size()), y(z.size());
-    for (auto& v : z) v = static_cast<T>(*rc::gen::inRange(-200, 200)) / 64;
+    std::vector<T> z(property::in_range<std::size_t>(1, 60)), x(z.size()), y(z.size());
+    for (auto& v : z) v = static_cast<T>(property::in_range(-200, 200)) / 64;
     allocate::Sparsemax{}.of_logits(z, x);
     allocate::Euclidean<T>{}.project(z, y);
     for (std::size_t i = 0; i < z.size(); ++i)
-      RC_ASSERT(std::abs(x[i] - y[i]) <= 4 * std::numeric_limits<T>::epsilon());
+      PROPERTY(std::abs(x[i] - y[i]) <= 4 * std::numeric_limits<T>::epsilon());
   });
 }
 
 TEMPLATE_TEST_CASE("tempered shares: sum, bounds, order", "[property]", float, double) {
   using T = TestType;
-  holds("at any temperature", [] {
-    const auto p = make_problem<T>(*rc::gen::inRange(0, 2) == 0);
-    const T temperature = *rc::gen::element(T(0.01), T(0.1), T(0.5), T(1), T(3), T(100));
+  const auto check = [](Problem<T> p, bool common) {
+    if (common) make_common(p);
+    const T temperature = property::element({T(0.01), T(0.1), T(0.5), T(1), T(2), T(3), T(100)});
     std::vector<T> x(p.weights.size(), T(-1)), y = x;
-    allocate::Tempered<T>{temperature, p.floors, p.caps, p.mask}(p.weights, x);
-    allocate::AlphaFair<T>{temperature, p.floors, p.caps, p.mask}(p.weights, y);
-    RC_ASSERT(x == y);
-    check_sum(x, static_cast<double>(std::count(p.mask.begin(), p.mask.end(), true)));
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      if (!p.mask[i]) {
-        RC_ASSERT(x[i] == T(0));
-        continue;
-      }
-      RC_ASSERT((x[i] >= p.floors[i] && x[i] <= p.caps[i]));
-      for (std::size_t j = 0; j < x.size(); ++j)
-        if (p.mask[j] && p.weights[i] <= p.weights[j] && p.floors[i] <= p.floors[j] && p.caps[i] <= p.caps[j])
-          RC_ASSERT(x[i] <= x[j]);
-    }
-  });
+    p.bound(allocate::Tempered<T>{.temperature = temperature})(p.weights, x);
+    p.bound(allocate::AlphaFair<T>{.alpha = temperature})(p.weights, y);
+    PROPERTY(x == y);
+    check_shares(p, x);
+    if (common) PROPERTY(property::rises_with(p.weights, x, p.mask));
+  };
+  holds("at any temperature", [&] { check(property::problem<T>(), false); });
+  holds("order-preserving under common bounds", [&] { check(property::problem<T>(), true); });
 }
 
 TEST_CASE("engines: monotone in the budget, and met exactly", "[property]") {
@@ -192,63 +170,34 @@ TEST_CASE("engines: monotone in the budget, and met exactly", "[property]") {
     for (const int step : {0, 1, 2, 5, 10}) {
       const double budget = least + (most - least) * step / 10;
       fill(std::span<Item>(items), budget);
-      double sum = 0;
+      long double sum = 0;
       for (std::size_t i = 0; i < items.size(); ++i) {
-        sum += items[i].share;
-        RC_ASSERT((items[i].share >= items[i].floor && items[i].share <= items[i].cap));
-        RC_ASSERT(items[i].share >= before[i] * (1 - 1e-13) - 1e-300);
+        sum += static_cast<long double>(items[i].share);
+        PROPERTY((items[i].share >= items[i].floor && items[i].share <= items[i].cap));
+        PROPERTY(items[i].share >= before[i] * (1 - 1e-13) - 1e-300);
         before[i] = items[i].share;
       }
-      RC_ASSERT(std::abs(sum - budget) <= 1e-13 * (most + 1));
+      PROPERTY(std::abs(static_cast<double>(sum - budget)) <= 1e-13 * (most + 1));
     }
   };
   holds("clip(nu w, l, u)", [&] {
+    const auto w = property::weights<double>();
+    const auto floors = property::as_many(w.size(), 0, 5), ranges = property::as_many(w.size(), 0, 9);
     std::vector<detail::FillItem> items;
-    for (const double w : *property::weights<double>()) {
-      const double floor = *rc::gen::inRange(0, 5), cap = floor + *rc::gen::inRange(0, 9);
-      items.push_back({std::max(w, 1e-30), floor, cap, 0, 0});
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      const double floor = floors[i];
+      items.push_back({std::max(w[i], 1e-30), floor, floor + ranges[i], 0, 0});
     }
     check(items, detail::water_fill<>);
   });
   holds("clip(w + nu, l, u)", [&] {
+    const auto w = property::weights<double>();
+    const auto floors = property::as_many(w.size(), 0, 10), ranges = property::as_many(w.size(), 0, 9);
     std::vector<detail::ShiftItem> items;
-    for (const double w : *property::weights<double>()) {
-      const double floor = *rc::gen::inRange(-5, 5), cap = floor + *rc::gen::inRange(0, 9);
-      items.push_back({w, floor + 5, cap + 5, 0});
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      const double floor = floors[i];
+      items.push_back({w[i], floor, floor + ranges[i], 0});
     }
     check(items, detail::shift_fill<>);
   });
-}
-
-TEMPLATE_TEST_CASE("shares by distance: up to a hundred thousand items", "[property]", float, double) {
-  using T = TestType;
-  std::mt19937_64 random(8);
-  for (const std::size_t n : {std::size_t(1000), std::size_t(100000)})
-    for (const double spread : {0.1, 3.0, 20.0}) {
-      std::lognormal_distribution<double> weight(0, spread);
-      std::vector<T> weights(n), x(n);
-      for (auto& w : weights) w = static_cast<T>(std::clamp(weight(random), 1e-30, 1e30));
-      const auto check = [&](const char* what, T floor, T cap) {
-        CAPTURE(n, spread, what);
-        CHECK(std::abs(static_cast<double>(property::sum(x) - 1)) <=
-              static_cast<double>(n) * property::epsilon<T>());
-        CHECK(*std::min_element(x.begin(), x.end()) >= floor);
-        CHECK(*std::max_element(x.begin(), x.end()) <= cap);
-      };
-      const T one = T(1) / static_cast<T>(n), floor = one / 2, cap = one * 2;
-      allocate::Euclidean<T>{}(weights, x);
-      check("Euclidean", T(0), T(1));
-      allocate::Euclidean<T>{.floor = floor, .cap = cap}(weights, x);
-      check("Euclidean within bounds", floor, cap);
-      allocate::Sparsemax{}(weights, x);
-      check("Sparsemax", T(0), T(1));
-      allocate::Entmax15{}(weights, x);
-      check("Entmax15", T(0), T(1));
-      for (const T alpha : {T(1.01), T(1.3), T(2.5)}) {
-        allocate::Entmax<T>{.alpha = alpha}(weights, x);
-        check("Entmax", T(0), T(1));
-      }
-      allocate::Tempered<T>{.temperature = T(0.3), .floor = floor, .cap = cap}(weights, x);
-      check("Tempered", floor, cap);
-    }
 }

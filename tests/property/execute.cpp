@@ -32,12 +32,12 @@ template <class T>
 void check_conserved(const execute::MergePlan& plan, std::vector<T> x, std::size_t width,
                      const std::vector<double>& weights, const std::vector<double>& sizes) {
   const auto n = static_cast<std::size_t>(plan.tokens()), m = static_cast<std::size_t>(plan.size());
-  RC_ASSERT(std::abs(property::sum(plan.sizes()) - property::sum(sizes)) <= 1e-12L * property::sum(sizes));
+  PROPERTY(std::abs(property::sum(plan.sizes()) - property::sum(sizes)) <= 1e-12L * property::sum(sizes));
   const auto before = x;
   std::vector<Index> labels(n);
   std::iota(labels.begin(), labels.end(), Index(0));
   plan.apply(execute::rows(x.data(), plan.tokens(), static_cast<Index>(width)), labels);
-  RC_ASSERT(labels == std::vector<Index>(plan.kept().begin(), plan.kept().end()));
+  PROPERTY(labels == std::vector<Index>(plan.kept().begin(), plan.kept().end()));
   std::vector<Index> members(m, 0);
   for (const Index place : plan.places()) ++members[static_cast<std::size_t>(place)];
   for (std::size_t c = 0; c < width; ++c)
@@ -51,9 +51,9 @@ void check_conserved(const execute::MergePlan& plan, std::vector<T> x, std::size
       }
       const double got = double(x[k * width + c]);
       const double mean = total > 0 ? sum / total : plain / double(members[k]);
-      RC_ASSERT(std::abs(got - mean) <= 20 * property::epsilon<T>());
-      RC_ASSERT(got >= low - 1e-5 && got <= high + 1e-5);
-      if (members[k] == 1) RC_ASSERT(x[k * width + c] == before[static_cast<std::size_t>(labels[k]) * width + c]);
+      PROPERTY(std::abs(got - mean) <= 20 * property::epsilon<T>());
+      PROPERTY(got >= low - 1e-5 && got <= high + 1e-5);
+      if (members[k] == 1) PROPERTY(x[k * width + c] == before[static_cast<std::size_t>(labels[k]) * width + c]);
     }
 }
 
@@ -70,13 +70,13 @@ TEMPLATE_TEST_CASE("fuse: the weighted mean and the size of what was dropped", "
   holds(
       "fuse",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 25), width = *rc::gen::inRange<std::size_t>(1, 4);
+        const auto n = property::in_range<std::size_t>(1, 25), width = property::in_range<std::size_t>(1, 4);
         std::vector<T> w;
         for (const int x : property::as_many(n, 0, 9)) w.push_back(static_cast<T>(x));
         const auto sizes = sizes_of(n);
-        const Index budget = *rc::gen::inRange<Index>(1, static_cast<Index>(n) + 1);
+        const Index budget = property::in_range<Index>(1, static_cast<Index>(n) + 1);
         const auto plan = execute::fuse(execute::token_budget(w, budget), w, sizes);
-        RC_ASSERT(plan.size() == std::min(static_cast<Index>(n), budget + 1));
+        PROPERTY(plan.size() == std::min(static_cast<Index>(n), budget + 1));
         check_conserved(plan, rows<T>(n, width), width, {w.begin(), w.end()}, sizes);
       },
       1500);
@@ -87,7 +87,7 @@ TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", 
   holds(
       "merge",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(2, 20), dim = *rc::gen::inRange<std::size_t>(1, 4);
+        const auto n = property::in_range<std::size_t>(2, 20), dim = property::in_range<std::size_t>(1, 4);
         const auto keys = rows<T>(n, dim);
         const auto sizes = sizes_of(n);
         std::vector<Index> pins;
@@ -99,11 +99,11 @@ TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", 
         for (std::size_t i = 0; i < n; ++i)
           if (!pinned(i)) (i % 2 ? b : a).push_back(i);
         const auto most = static_cast<Index>(b.empty() ? 0 : a.size());
-        const Index count = *rc::gen::inRange<Index>(0, most + 1);
+        const Index count = property::in_range<Index>(0, most + 1);
         const auto view = execute::rows(keys.data(), static_cast<Index>(n), static_cast<Index>(dim));
-        RC_ASSERT_THROWS_AS(execute::merge(view, most + 1, {.pins = pins}), ab::BudgetError);
+        PROPERTY_THROWS(execute::merge(view, most + 1, {.pins = pins}), ab::BudgetError);
         const auto plan = execute::merge(view, count, {.pins = pins, .sizes = sizes});
-        RC_ASSERT(plan.size() == static_cast<Index>(n) - count);
+        PROPERTY(plan.size() == static_cast<Index>(n) - count);
         check_conserved(plan, keys, dim, sizes, sizes);
 
         const auto cosine = [&](std::size_t i, std::size_t j) {
@@ -115,7 +115,7 @@ TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", 
           return x > 0 && y > 0 ? dot / std::sqrt(x * y) : 0.0;
         };
         const std::set<Index> kept(plan.kept().begin(), plan.kept().end());
-        for (const Index pin : pins) RC_ASSERT(kept.count(pin) == 1);
+        for (const Index pin : pins) PROPERTY(kept.count(pin) == 1);
         // Whoever was merged found the best partner there is, and had one no worse than whoever was not.
         double worst_merged = 2, best_kept = -2;
         for (const std::size_t i : a) {
@@ -126,11 +126,11 @@ TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", 
             continue;
           }
           const auto into = static_cast<std::size_t>(plan.kept()[static_cast<std::size_t>(plan.places()[i])]);
-          RC_ASSERT(into % 2 == 1 && !pinned(into));
-          RC_ASSERT(cosine(i, into) >= best - 1e-12);
+          PROPERTY(into % 2 == 1 && !pinned(into));
+          PROPERTY(cosine(i, into) >= best - 1e-12);
           worst_merged = std::min(worst_merged, best);
         }
-        RC_ASSERT(worst_merged >= best_kept - 1e-12);
+        PROPERTY(worst_merged >= best_kept - 1e-12);
       },
       1500);
 }
@@ -138,12 +138,12 @@ TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", 
 TEMPLATE_TEST_CASE("bits: the error that each scheme states, and the same back", "[property]", float, double) {
   using T = TestType;
   holds("bit_budget", [] {
-    const auto n = *rc::gen::inRange<std::size_t>(1, 6), width = *rc::gen::inRange<std::size_t>(1, 12);
-    const Index group = *rc::gen::inRange<Index>(0, 14), columns = static_cast<Index>(width);
+    const auto n = property::in_range<std::size_t>(1, 6), width = property::in_range<std::size_t>(1, 12);
+    const Index group = property::in_range<Index>(0, 14), columns = static_cast<Index>(width);
     const auto levels =
-        *rc::gen::element(execute::Levels::asymmetric, execute::Levels::symmetric, execute::Levels::centred);
+        property::element({execute::Levels::asymmetric, execute::Levels::symmetric, execute::Levels::centred});
     auto x = rows<T>(n, width);
-    const T scale = static_cast<T>(std::pow(10.0, *rc::gen::inRange(-25, 25)));
+    const T scale = static_cast<T>(std::pow(10.0, property::in_range(-25, 25)));
     for (auto& v : x) v *= scale;
     const Index step = group == 0 ? columns : group, groups = (columns + step - 1) / step;
     std::vector<Index> bits;
@@ -173,25 +173,25 @@ TEMPLATE_TEST_CASE("bits: the error that each scheme states, and the same back",
                              : levels == execute::Levels::asymmetric ? (b > 0 ? range / 2 / (cells - 1) : range / 2)
                              : b > 1                                 ? m / (cells - 2)
                                                                      : m;
-        RC_ASSERT(worst <= bound * (1 + 1e-6) + 4 * property::epsilon<T>() * m);
-        RC_ASSERT(double(values.size()) <= cells);
+        PROPERTY(worst <= bound * (1 + 1e-6) + 4 * property::epsilon<T>() * m);
+        PROPERTY(double(values.size()) <= cells);
       }
-    RC_ASSERT(q.report().bits == spent);
-    RC_ASSERT(std::abs(q.report().squared_error - squared) <= 1e-9 * squared);
+    PROPERTY(q.report().bits == spent);
+    PROPERTY(std::abs(q.report().squared_error - squared) <= 1e-9 * squared);
     // Quantising again what came back changes next to nothing: it is on the levels already.
     if (levels == execute::Levels::asymmetric) {
       const auto again =
           execute::bit_budget(execute::rows(back.data(), static_cast<Index>(n), columns), bits, {.group = group});
       double m = 0;
       for (const T v : x) m = std::max(m, std::abs(double(v)));
-      RC_ASSERT(again.report().largest_error <= 16 * property::epsilon<T>() * m);
+      PROPERTY(again.report().largest_error <= 16 * property::epsilon<T>() * m);
     }
   });
 }
 
 TEST_CASE("work: counts, order and nothing lost", "[property]") {
   holds("work_budget", [] {
-    const auto n = *rc::gen::inRange<std::size_t>(1, 12);
+    const auto n = property::in_range<std::size_t>(1, 12);
     std::vector<Index> units, waiting;
     for (const int x : property::as_many(n, 0, 30)) units.push_back(x);
     for (const int x : property::as_many(n, 0, 30)) waiting.push_back(x);
@@ -199,10 +199,10 @@ TEST_CASE("work: counts, order and nothing lost", "[property]") {
     const Index work = std::accumulate(waiting.begin(), waiting.end(), Index(0));
     const auto lent = execute::work_budget(units, waiting),
                wasted = execute::work_budget(units, waiting, execute::Idle::waste);
-    RC_ASSERT(std::accumulate(lent.takes().begin(), lent.takes().end(), Index(0)) == std::min(budget, work));
+    PROPERTY(std::accumulate(lent.takes().begin(), lent.takes().end(), Index(0)) == std::min(budget, work));
     for (std::size_t q = 0; q < n; ++q) {
-      RC_ASSERT(wasted.takes()[q] == std::min(units[q], waiting[q]));
-      RC_ASSERT(lent.takes()[q] >= wasted.takes()[q] && lent.takes()[q] <= waiting[q]);
+      PROPERTY(wasted.takes()[q] == std::min(units[q], waiting[q]));
+      PROPERTY(lent.takes()[q] >= wasted.takes()[q] && lent.takes()[q] <= waiting[q]);
     }
     // Each item once, those of a queue in order, and every beginning in proportion within one item per queue.
     std::vector<Index> done(n, 0);
@@ -210,17 +210,17 @@ TEST_CASE("work: counts, order and nothing lost", "[property]") {
     const double total = static_cast<double>(lent.order().size());
     for (const auto& item : lent.order()) {
       const auto q = static_cast<std::size_t>(item.queue);
-      RC_ASSERT(item.place == done[q]);
+      PROPERTY(item.place == done[q]);
       ++done[q], ++handed;
       for (std::size_t p = 0; p < n; ++p) {
         const double fair = handed * static_cast<double>(lent.takes()[p]) / total;
-        RC_ASSERT(std::abs(static_cast<double>(done[p]) - fair) <= 1 + static_cast<double>(n) / 2);
+        PROPERTY(std::abs(static_cast<double>(done[p]) - fair) <= 1 + static_cast<double>(n) / 2);
       }
     }
-    RC_ASSERT(done == lent.takes());
+    PROPERTY(done == lent.takes());
     std::vector<Index> ran(n, 0);
     lent.run(ab::executor::Sequential{},
-             [&](Index queue, Index place) { RC_ASSERT(ran[static_cast<std::size_t>(queue)]++ == place); });
-    RC_ASSERT(ran == lent.takes());
+             [&](Index queue, Index place) { PROPERTY(ran[static_cast<std::size_t>(queue)]++ == place); });
+    PROPERTY(ran == lent.takes());
   });
 }

@@ -17,7 +17,7 @@ namespace {
 
 template <class T>
 std::vector<T> signal(std::size_t n) {
-  return *rc::gen::container<std::vector<T>>(n, property::weight<T>());
+  return property::weights<T>(n);
 }
 
 template <class T>
@@ -27,7 +27,7 @@ std::vector<T> losses(std::size_t n) {
   return result;
 }
 
-double part(int low, int high) { return *rc::gen::inRange(low, high) / 100.0; }
+double part(int low, int high) { return property::in_range(low, high) / 100.0; }
 
 template <class T>
 std::vector<double> distribution(const std::vector<T>& log_state) {
@@ -56,11 +56,11 @@ void check_positive(const Policy& policy, const std::vector<T>& given, std::vect
   policy(state, given);
   double sum = 0;
   for (const T x : state) {
-    RC_ASSERT(std::isfinite(x));
-    RC_ASSERT(std::exp(double(x)) >= least * (1 - 20 * property::epsilon<T>() * (1 + std::abs(double(x)))));
+    PROPERTY(std::isfinite(x));
+    PROPERTY(std::exp(double(x)) >= least * (1 - 20 * property::epsilon<T>() * (1 + std::abs(double(x)))));
     sum += std::exp(double(x));
   }
-  RC_ASSERT(std::abs(sum - 1) <= 300 * property::epsilon<T>());
+  PROPERTY(std::abs(sum - 1) <= 300 * property::epsilon<T>());
 }
 
 }  // namespace
@@ -70,13 +70,13 @@ TEMPLATE_TEST_CASE("feedbacks: strictly positive, >= alpha / n with fixed share"
   holds(
       "whatever comes, each state stays positive and adds up to 1",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 30);
+        const auto n = property::in_range<std::size_t>(1, 30);
         const double alpha = part(1, 101);
         const feedback::Ema<T> ema{static_cast<T>(part(1, 100))};
         const feedback::FixedShare fixed_plain{alpha, feedback::Plain<T>{}};
         const feedback::FixedShare fixed_leaky{alpha, feedback::Leaky<T>{static_cast<T>(part(1, 101))}};
         const feedback::FixedShare fixed_hedge{alpha, feedback::Hedge<T>{1, static_cast<T>(part(1, 1000))}};
-        const feedback::Hedge<T> hedge{*rc::gen::inRange<Index>(1, 1000)};
+        const feedback::Hedge<T> hedge{property::in_range<Index>(1, 1000)};
         const feedback::BiasBalancing<T> bias{static_cast<T>(part(1, 100))};
         std::vector<std::vector<T>> states(6, random_state<T>(n));
         const double least = alpha / static_cast<double>(n);
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("feedbacks: no underflow over thousands of cycles", "[propert
   holds(
       "one signal for 5000 cycles, however extreme, then another",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(2, 5);
+        const auto n = property::in_range<std::size_t>(2, 5);
         auto w = signal<T>(n);
         for (auto& x : w) x = std::max(x, T(1e-30));
         const auto loss = losses<T>(n);
@@ -116,16 +116,16 @@ TEMPLATE_TEST_CASE("feedbacks: no underflow over thousands of cycles", "[propert
         };
         run(w, 5000);
         for (const auto& state : states) {
-          RC_ASSERT(std::all_of(state.begin(), state.end(), [](T x) { return std::isfinite(x); }));
-          RC_ASSERT(std::abs(property::sum(distribution(state)) - 1) < 1e-3);
+          PROPERTY(std::all_of(state.begin(), state.end(), [](T x) { return std::isfinite(x); }));
+          PROPERTY(std::abs(property::sum(distribution(state)) - 1) < 1e-3);
         }
         // Equal weights: what remembers for a while has forgotten, and the plain rule has not.
         const auto plain = states[0];
         run(std::vector<T>(n, T(1)), 200);
         for (const std::size_t s : {1u, 2u})
-          for (const double r : distribution(states[s])) RC_ASSERT(std::abs(r * double(n) - 1) < 1e-3);
+          for (const double r : distribution(states[s])) PROPERTY(std::abs(r * double(n) - 1) < 1e-3);
         for (std::size_t i = 0; i < n; ++i)
-          RC_ASSERT(std::abs(double(plain[i]) - double(states[0][i])) <= 1e-3 * (1 + std::abs(double(plain[i]))));
+          PROPERTY(std::abs(double(plain[i]) - double(states[0][i])) <= 1e-3 * (1 + std::abs(double(plain[i]))));
       },
       25);
 }
@@ -135,7 +135,7 @@ TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weig
   holds(
       "two states under the same signals",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 30);
+        const auto n = property::in_range<std::size_t>(1, 30);
         const feedback::Ema<T> ema{static_cast<T>(part(1, 101))};
         auto a = random_state<T>(n), b = random_state<T>(n);
         for (int t = 0; t < 4; ++t) {
@@ -143,15 +143,15 @@ TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weig
           const double before = l1(distribution(a), distribution(b));
           ema(a, w);
           ema(b, w);
-          RC_ASSERT(std::abs(l1(distribution(a), distribution(b)) - (1 - double(ema.rate)) * before) <=
-                    100 * property::epsilon<T>());
+          PROPERTY(std::abs(l1(distribution(a), distribution(b)) - (1 - double(ema.rate)) * before) <=
+                   100 * property::epsilon<T>());
         }
       },
       3000);
   holds(
       "constant weights are the fixed point, without a least weight",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 20);
+        const auto n = property::in_range<std::size_t>(1, 20);
         const feedback::Ema<T> ema{static_cast<T>(part(10, 101))};
         auto w = signal<T>(n), state = random_state<T>(n);
         w[0] = std::max(w[0], T(1e-30));
@@ -161,7 +161,7 @@ TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weig
         for (const T x : w) sum += double(x) / largest;
         const auto r = distribution(state);
         for (std::size_t i = 0; i < n; ++i)
-          RC_ASSERT(std::abs(r[i] - double(w[i]) / largest / sum) <= 200 * property::epsilon<T>());
+          PROPERTY(std::abs(r[i] - double(w[i]) / largest / sum) <= 200 * property::epsilon<T>());
       },
       100);
 }
@@ -171,7 +171,7 @@ TEMPLATE_TEST_CASE("feedbacks: starvation and recovery", "[property]", float, do
   holds(
       "weight zero for long, then back",
       [] {
-        const int starved = *rc::gen::inRange(1, 2000);
+        const int starved = property::in_range(1, 2000);
         const double rate = part(5, 100), alpha = part(1, 20);
         const std::vector<T> without{1, 0}, with{1, 1}, more{1, 4};
         std::vector<T> ema(2, T(-0.5)), fixed = ema, leaky = ema;
@@ -183,14 +183,14 @@ TEMPLATE_TEST_CASE("feedbacks: starvation and recovery", "[property]", float, do
         // Ema: |r - 1/2| falls by 1 - rate a cycle. Leaky: so does |log r_0 - log r_1| <= log 1e6.
         const int ema_steps = static_cast<int>(std::ceil(std::log(0.5 / 0.01) / rate));
         for (int t = 0; t < ema_steps; ++t) feedback::Ema<T>{static_cast<T>(rate)}(ema, with);
-        RC_ASSERT(std::exp(double(ema[1])) > 0.489);
+        PROPERTY(std::exp(double(ema[1])) > 0.489);
         const int leaky_steps = static_cast<int>(std::ceil(std::log(std::log(1e6) / 0.01) / rate));
         for (int t = 0; t < leaky_steps; ++t) feedback::Leaky<T>{static_cast<T>(rate)}(leaky, with);
-        RC_ASSERT(std::exp(double(leaky[1])) > 0.489);
+        PROPERTY(std::exp(double(leaky[1])) > 0.489);
         // Fixed share: the ratio, alpha / 2 at least, grows fourfold a cycle.
         const int fixed_steps = static_cast<int>(std::ceil(std::log(2 / alpha) / std::log(4.0)));
         for (int t = 0; t < fixed_steps; ++t) feedback::FixedShare{alpha, feedback::Plain<T>{}}(fixed, more);
-        RC_ASSERT(fixed[1] > fixed[0] - T(1e-3) || std::exp(double(fixed[1])) > 0.5 - alpha);
+        PROPERTY(fixed[1] > fixed[0] - T(1e-3) || std::exp(double(fixed[1])) > 0.5 - alpha);
       },
       150);
 }
@@ -200,9 +200,9 @@ TEMPLATE_TEST_CASE("feedbacks: the regret of Hedge", "[property]", float, double
   holds(
       "at most sqrt(T log n / 2), whatever the adversary, who sees the shares",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 12);
-        const Index cycles = *rc::gen::inRange<Index>(1, 200);
-        const int adversary = *rc::gen::inRange(0, 4);
+        const auto n = property::in_range<std::size_t>(1, 12);
+        const Index cycles = property::in_range<Index>(1, 200);
+        const int adversary = property::in_range(0, 4);
         const feedback::Hedge<T> hedge{cycles};
         std::vector<T> state(n, static_cast<T>(-std::log(double(n))));
         std::vector<double> lost(n, 0.0);
@@ -225,8 +225,8 @@ TEMPLATE_TEST_CASE("feedbacks: the regret of Hedge", "[property]", float, double
           hedge(state, loss);
         }
         const double regret = paid - *std::min_element(lost.begin(), lost.end());
-        RC_ASSERT(regret <= std::sqrt(double(cycles) * std::log(double(n)) / 2) +
-                                double(cycles) * double(cycles) * 20 * property::epsilon<T>());
+        PROPERTY(regret <= std::sqrt(double(cycles) * std::log(double(n)) / 2) +
+                               double(cycles) * double(cycles) * 20 * property::epsilon<T>());
       },
       5000);
 }
@@ -236,7 +236,7 @@ TEMPLATE_TEST_CASE("feedbacks: bias balancing moves by its step and no more", "[
   holds(
       "against the sign of the excess",
       [] {
-        const auto n = *rc::gen::inRange<std::size_t>(1, 30);
+        const auto n = property::in_range<std::size_t>(1, 30);
         const feedback::BiasBalancing<T> policy{static_cast<T>(part(1, 50))};
         const auto before = random_state<T>(n);
         std::vector<T> loads;
@@ -251,7 +251,7 @@ TEMPLATE_TEST_CASE("feedbacks: bias balancing moves by its step and no more", "[
           change.push_back(double(after[i]) - double(before[i]) +
                            double(policy.step) * ((excess > 0) - (excess < 0)));
         }
-        for (const double c : change) RC_ASSERT(std::abs(c - change[0]) <= 200 * property::epsilon<T>());
+        for (const double c : change) PROPERTY(std::abs(c - change[0]) <= 200 * property::epsilon<T>());
       },
       3000);
 }
@@ -294,45 +294,45 @@ TEMPLATE_TEST_CASE("feedbacks: a hundred thousand items of sixty orders of magni
 TEMPLATE_TEST_CASE("plans: only past the hysteresis, and never more than the churn", "[property]", float, double) {
   using T = TestType;
   holds("apportion::steady beside any plan in force", [] {
-    const auto n = *rc::gen::inRange<std::size_t>(1, 25);
+    const auto n = property::in_range<std::size_t>(1, 25);
     const auto w = signal<T>(n);
     std::vector<Index> lower, upper, previous;
     for (const int x : property::as_many(n, 0, 6)) lower.push_back(x < 4 ? 0 : x);
-    for (std::size_t i = 0; i < n; ++i) upper.push_back(lower[i] + *rc::gen::inRange<Index>(0, 40));
+    for (std::size_t i = 0; i < n; ++i) upper.push_back(lower[i] + property::in_range<Index>(0, 40));
     const Index least = std::accumulate(lower.begin(), lower.end(), Index(0));
     const Index most = std::accumulate(upper.begin(), upper.end(), Index(0));
-    const Index total = *rc::gen::inRange<Index>(least, most + 1);
+    const Index total = property::in_range<Index>(least, most + 1);
     // A plan in force that may have known other bounds.
-    const bool within = *rc::gen::arbitrary<bool>();
+    const bool within = property::coin();
     const auto other = signal<T>(n);
     previous = within ? ab::apportion::sainte_lague(other, total, lower, upper)
                       : ab::apportion::sainte_lague(other, total);
-    const ab::apportion::Steady how{*rc::gen::inRange(0, 101) / 100.0, *rc::gen::inRange<Index>(0, 40)};
+    const ab::apportion::Steady how{property::in_range(0, 101) / 100.0, property::in_range<Index>(0, 40)};
     const auto fresh = ab::apportion::sainte_lague(w, total, lower, upper);
     Index up = 0, down = 0;
     for (std::size_t i = 0; i < n; ++i)
       up += std::max(Index(0), lower[i] - previous[i]), down += std::max(Index(0), previous[i] - upper[i]);
     const Index forced = std::max(up, down), wanted = ab::apportion::moved(previous, fresh);
     if (forced > how.churn) {
-      RC_ASSERT_THROWS_AS(ab::apportion::steady(w, total, lower, upper, previous, how), ab::BudgetError);
+      PROPERTY_THROWS(ab::apportion::steady(w, total, lower, upper, previous, how), ab::BudgetError);
       return;
     }
     const auto plan = ab::apportion::steady(w, total, lower, upper, previous, how);
-    RC_ASSERT(std::accumulate(plan.begin(), plan.end(), Index(0)) == total);
+    PROPERTY(std::accumulate(plan.begin(), plan.end(), Index(0)) == total);
     const Index moved = ab::apportion::moved(previous, plan);
     const bool past = forced > 0 || double(wanted) > how.hysteresis * double(total);
-    RC_ASSERT(moved == (past ? std::min(wanted, how.churn) : 0));
+    PROPERTY(moved == (past ? std::min(wanted, how.churn) : 0));
     for (std::size_t i = 0; i < n; ++i) {
-      RC_ASSERT(plan[i] >= std::min(previous[i], fresh[i]) && plan[i] <= std::max(previous[i], fresh[i]));
-      if (past) RC_ASSERT(plan[i] >= lower[i] && plan[i] <= upper[i]);
+      PROPERTY(plan[i] >= std::min(previous[i], fresh[i]) && plan[i] <= std::max(previous[i], fresh[i]));
+      if (past) PROPERTY(plan[i] >= lower[i] && plan[i] <= upper[i]);
     }
-    RC_ASSERT(plan == ab::apportion::steady(w, total, lower, upper, previous, how));
+    PROPERTY(plan == ab::apportion::steady(w, total, lower, upper, previous, how));
     if (how.churn > 0 && past) {  // constant weights: there in wanted / churn calls
       auto next = plan;
       const ab::apportion::Steady go{0, how.churn};
       for (Index call = 1; call < (wanted + how.churn - 1) / how.churn; ++call)
         next = ab::apportion::steady(w, total, lower, upper, next, go);
-      RC_ASSERT(next == fresh);
+      PROPERTY(next == fresh);
     }
   });
 }
@@ -343,10 +343,10 @@ TEMPLATE_TEST_CASE("balancer: replay, save and restore with every feedback", "[p
     holds(
         name,
         [&] {
-          const auto n = *rc::gen::inRange<std::size_t>(1, 15);
-          const int cut = *rc::gen::inRange(0, 8);
-          const Index total = *rc::gen::inRange<Index>(0, 1000);
-          const ab::apportion::Steady how{part(0, 10), *rc::gen::inRange<Index>(0, 30)};
+          const auto n = property::in_range<std::size_t>(1, 15);
+          const int cut = property::in_range(0, 8);
+          const Index total = property::in_range<Index>(0, 1000);
+          const ab::apportion::Steady how{part(0, 10), property::in_range<Index>(0, 30)};
           using Balancer = ab::ResourceBalancer<T, ab::allocate::Proportional, decltype(policy)>;
           const auto items = static_cast<Index>(n);
           Balancer first(items, {}, policy), second(items, {}, policy), from_text(items, {}, policy),
@@ -356,8 +356,8 @@ TEMPLATE_TEST_CASE("balancer: replay, save and restore with every feedback", "[p
               const auto saved = first.save();
               from_text.restore(ab::Snapshot<T>::from_text(saved.to_text()));
               from_bytes.restore(ab::Snapshot<T>::from_bytes(saved.to_bytes()));
-              RC_ASSERT(from_text.save() == saved);
-              RC_ASSERT(from_bytes.save() == saved);
+              PROPERTY(from_text.save() == saved);
+              PROPERTY(from_bytes.save() == saved);
             }
             const auto w = of_losses ? losses<T>(n) : signal<T>(n);
             const auto step = [&](Balancer& balancer) {
@@ -368,15 +368,15 @@ TEMPLATE_TEST_CASE("balancer: replay, save and restore with every feedback", "[p
               return balancer.units(total, how);
             };
             const auto units = step(first);
-            RC_ASSERT(step(second) == units);
+            PROPERTY(step(second) == units);
             if (t >= cut) {
-              RC_ASSERT(step(from_text) == units);
-              RC_ASSERT(step(from_bytes) == units);
+              PROPERTY(step(from_text) == units);
+              PROPERTY(step(from_bytes) == units);
             }
           }
           for (const auto* other : {&second, &from_text, &from_bytes}) {
-            RC_ASSERT(other->save() == first.save());
-            RC_ASSERT(std::equal(other->shares().begin(), other->shares().end(), first.shares().begin()));
+            PROPERTY(other->save() == first.save());
+            PROPERTY(std::equal(other->shares().begin(), other->shares().end(), first.shares().begin()));
           }
         },
         60);

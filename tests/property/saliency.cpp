@@ -24,7 +24,7 @@ struct Case {
   std::vector<T> keys, values;
 
   static std::vector<std::vector<double>> make() {
-    const auto n = static_cast<std::size_t>(*rc::gen::inRange(0, 40));
+    const auto n = static_cast<std::size_t>(property::in_range(0, 40));
     std::vector<std::vector<double>> rows;
     for (std::size_t j = 0; j < n; ++j) {
       rows.emplace_back();
@@ -100,8 +100,7 @@ TEMPLATE_TEST_CASE("saliency: follows its keys, and none is negative", "[propert
       "permuted keys, permuted saliency",
       [&] {
         const auto rows = Case<T>::make();
-        const auto kind =
-            *rc::gen::arbitrary<bool>() ? ab::evidence::Kind::squares : ab::evidence::Kind::leave_one_out;
+        const auto kind = property::coin() ? ab::evidence::Kind::squares : ab::evidence::Kind::leave_one_out;
         std::vector<std::size_t> order(rows.size());
         std::iota(order.begin(), order.end(), std::size_t(0));
         const auto keys = property::as_many(rows.size(), 0, 1000);
@@ -111,10 +110,10 @@ TEMPLATE_TEST_CASE("saliency: follows its keys, and none is negative", "[propert
         for (const std::size_t j : order) permuted.push_back(rows[j]);
         const auto one = Case<T>(rows, kind).all(queries), other = Case<T>(permuted, kind).all(queries);
         for (std::size_t s = 0; s < one.size(); ++s) {
-          RC_ASSERT(one[s].size() == rows.size());
+          PROPERTY(one[s].size() == rows.size());
           for (std::size_t j = 0; j < rows.size(); ++j) {
-            RC_ASSERT(close(other[s][j], one[s][order[j]]));
-            RC_ASSERT(one[s][j] >= T(0));
+            PROPERTY(close(other[s][j], one[s][order[j]]));
+            PROPERTY(one[s][j] >= T(0));
           }
         }
       },
@@ -132,27 +131,27 @@ TEMPLATE_TEST_CASE("saliency: reductions conserve", "[property]", float, double)
                max = saliency::mass(c.evidence, ab::Heads::max);
     long double total = 0;
     for (Index h = 0; h < heads; ++h) total += property::sum(c.evidence.mass(0, h));
-    RC_ASSERT(std::fabs(static_cast<double>(property::sum(sum) - total)) <=
-              1e2 * property::epsilon<T>() * static_cast<double>(total));
-    RC_ASSERT(each.rows() == heads && groups.rows() == kv_heads);
+    PROPERTY(std::fabs(static_cast<double>(property::sum(sum) - total)) <=
+             1e2 * property::epsilon<T>() * static_cast<double>(total));
+    PROPERTY(each.rows() == heads && groups.rows() == kv_heads);
     for (std::size_t j = 0; j < mean.size(); ++j) {
-      RC_ASSERT(mean[j] <= max[j]);
-      RC_ASSERT(max[j] <= sum[j]);
-      RC_ASSERT(close(mean[j], (groups[0][j] + groups[1][j]) / 2));
-      RC_ASSERT(max[j] == std::max(most[0][j], most[1][j]));
+      PROPERTY(mean[j] <= max[j]);
+      PROPERTY(max[j] <= sum[j]);
+      PROPERTY(close(mean[j], (groups[0][j] + groups[1][j]) / 2));
+      PROPERTY(max[j] == std::max(most[0][j], most[1][j]));
     }
-    RC_ASSERT(saliency::reduce(each, ab::Heads::max) == max);
+    PROPERTY(saliency::reduce(each, ab::Heads::max) == max);
   });
   holds("pooling smooths, and adds nothing", [] {
     const Case<T> c(Case<T>::make(), ab::evidence::Kind::squares);
     const auto x = saliency::mass(c.evidence);
-    const Index width = 2 * *rc::gen::inRange<Index>(0, 30) + 1;
+    const Index width = 2 * property::in_range<Index>(0, 30) + 1;
     const auto average = saliency::average_pool(x, width), max = saliency::max_pool(x, width);
-    RC_ASSERT(property::sum(average) <= property::sum(x) * (1 + 1e2L * property::epsilon<T>()));
+    PROPERTY(property::sum(average) <= property::sum(x) * (1 + 1e2L * property::epsilon<T>()));
     for (std::size_t j = 0; j < x.size(); ++j) {
-      RC_ASSERT(max[j] >= x[j]);
-      RC_ASSERT(average[j] <= max[j] * T(1.0001));
-      RC_ASSERT(average[j] >= T(0));
+      PROPERTY(max[j] >= x[j]);
+      PROPERTY(average[j] <= max[j] * T(1.0001));
+      PROPERTY(average[j] >= T(0));
     }
   });
 }
@@ -167,20 +166,20 @@ TEMPLATE_TEST_CASE("saliency: evicting slots and adding evidence commute", "[pro
     for (std::size_t j = 0; j < rows.size(); ++j)
       if (keep[j]) kept.push_back(static_cast<Index>(j)), left.push_back(rows[j]);
     const Case<T> whole(rows, ab::evidence::Kind::mass), part(left, ab::evidence::Kind::mass);
-    const double decay = *rc::gen::inRange(1, 5) / 4.0;
+    const double decay = property::in_range(1, 5) / 4.0;
     saliency::Accumulated<T> before(heads, decay), after(heads, decay), never(heads, decay);
     before.add(whole.evidence);
     before.compact(kept);
     before.add(part.evidence);
     after.add(whole.evidence), after.add(whole.evidence), after.compact(kept);
     never.add(part.evidence), never.add(part.evidence);
-    RC_ASSERT(before.sum(ab::EachHead{}) == after.sum(ab::EachHead{}));
-    RC_ASSERT(before.per_exposure(ab::EachHead{}) == never.per_exposure(ab::EachHead{}));
-    RC_ASSERT(before.slots() == static_cast<Index>(kept.size()));
+    PROPERTY(before.sum(ab::EachHead{}) == after.sum(ab::EachHead{}));
+    PROPERTY(before.per_exposure(ab::EachHead{}) == never.per_exposure(ab::EachHead{}));
+    PROPERTY(before.slots() == static_cast<Index>(kept.size()));
     saliency::Ema<T> one(0.25), two(0.25);
     const auto x = saliency::mass(whole.evidence), y = saliency::mass(part.evidence);
     one.update(x), one.compact(kept), one.update(y);
     two.update(y), two.update(y);
-    RC_ASSERT(std::ranges::equal(one.values(), two.values()));
+    PROPERTY(std::ranges::equal(one.values(), two.values()));
   });
 }

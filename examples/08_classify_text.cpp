@@ -56,8 +56,8 @@ struct Defaults {
 
 Defaults defaults_of(const std::string& set) {
   if (set == "r8") return {"Reuters R8", 160, 8, 2, 20000};
-  if (set == "20news") return {"20 newsgroups", 256, 8, 3, 30000};
-  return {"movie reviews", 192, 3, 5, 20000};
+  if (set == "20news") return {"20 newsgroups", 256, 4, 3, 30000};
+  return {"movie reviews", 192, 2, 5, 20000};
 }
 
 Options parse(int argc, char** argv) {

@@ -44,12 +44,12 @@ Sequences sequences(std::size_t count, unsigned seed) {
 }
 
 struct Run {
-  Sequences train = sequences(60, 1), test = sequences(30, 2);
+  Sequences train = sequences(60, 1), validation = sequences(30, 2);
   Random random{1};
   Classifier<float> model{shape, random};
   Training training;
 
-  explicit Run(const TrainingOptions& options) : training(model, train, test, options) {}
+  explicit Run(const TrainingOptions& options) : training(model, train, validation, options) {}
 };
 
 TrainingOptions options_with(const std::filesystem::path& checkpoint, example::Draw draw = example::Draw::uniform) {
@@ -78,9 +78,9 @@ TEST_CASE("training: learns which word tells the class, under a budget") {
   options.token_loss = 0;
   Run run(options);
   run.training.run();
-  CHECK(example::predict(run.model, run.test, {}).accuracy(run.test) > 0.9);
-  const auto few = example::predict(run.model, run.test, {Keep::shares, 0.25});
-  CHECK(few.accuracy(run.test) > 0.7);  // by chance the word is kept in 2 of 7 cases, which gives 0.52
+  CHECK(example::predict(run.model, run.validation, {}).accuracy(run.validation) > 0.9);
+  const auto few = example::predict(run.model, run.validation, {Keep::shares, 0.25});
+  CHECK(few.accuracy(run.validation) > 0.7);  // by chance the word is kept in 2 of 7 cases, which gives 0.52
   CHECK(few.kept == 30 * 3);
   CHECK(few.tokens == 30 * 8);
 }
@@ -102,9 +102,72 @@ TEST_CASE("training: interrupted and resumed, the bits of one go") {
     second.training.run();
     CHECK(second.training.epochs().size() == 6);
     CHECK(second.training.step_losses() == whole.training.step_losses());
+    CHECK(second.training.take_best() == whole.training.take_best());
     for (std::size_t i = 0; i < whole.model.parameters().size(); ++i)
       CHECK(whole.model.parameters()[i]->value == second.model.parameters()[i]->value);
   }
+}
+
+TEST_CASE("training: the model of the best epoch, by validation, also after an interruption") {
+  files::Folder folder;
+  auto options = options_with(folder.path() / "checkpoint");
+  options.epochs = 9;
+  options.adam.rate = 0.1;  // high enough that the last epoch is not the best one
+  options.parts = {1};
+  Run run(options);
+  std::vector<std::vector<double>> losses;
+  run.training.run([&](const example::EpochRecord&) {
+    return losses.push_back(example::predict(run.model, run.validation, {}).losses), true;
+  });
+  int best = 0;
+  for (int e = 1; e < 9; ++e) {
+    const auto &a = run.training.epochs()[static_cast<std::size_t>(e)],
+               &b = run.training.epochs()[static_cast<std::size_t>(best)];
+    if (a.validation_accuracy > b.validation_accuracy ||
+        (a.validation_accuracy == b.validation_accuracy && a.validation_loss < b.validation_loss))
+      best = e;
+  }
+  REQUIRE(best < 8);
+  CHECK(run.training.take_best() == best + 1);
+  CHECK(example::predict(run.model, run.validation, {}).losses == losses[static_cast<std::size_t>(best)]);
+
+  Run again(options);
+  REQUIRE(again.training.resume());
+  CHECK(again.training.take_best() == best + 1);
+  CHECK(example::predict(again.model, again.validation, {}).losses == losses[static_cast<std::size_t>(best)]);
+}
+
+TEST_CASE("training: what is held out") {
+  const auto data = sequences(20, 1);
+  const auto [rest, held] = example::hold_out(data, 0.25, 1);
+  CHECK(rest.size() == 15);
+  CHECK(held.size() == 5);
+  auto all = rest.ids;
+  all.insert(all.end(), held.ids.begin(), held.ids.end());
+  auto before = data.ids;
+  std::sort(all.begin(), all.end());
+  std::sort(before.begin(), before.end());
+  CHECK(all == before);
+  CHECK(example::hold_out(data, 0.25, 1).second.ids == held.ids);
+  CHECK(example::hold_out(data, 1e-9, 1).second.size() == 1);
+  CHECK(example::hold_out(data, 0.9999, 1).first.size() == 1);
+
+  Sequences patches;
+  patches.tokens = 2;
+  patches.labels = {0, 1, 2};
+  patches.features.resize(6, 1);
+  patches.features << 0, 1, 10, 11, 20, 21;
+  const auto [two, one] = example::hold_out(patches, 0.4, 3);
+  REQUIRE(two.features.rows() == 4);
+  REQUIRE(one.features.rows() == 2);
+  for (const auto* part : {&two, &one})
+    for (std::size_t i = 0; i < part->size(); ++i)
+      CHECK(part->features(static_cast<Eigen::Index>(2 * i + 1), 0) ==
+            static_cast<float>(10 * part->labels[i] + 1));
+
+  for (const double part : {0., 1., -1., std::nan("")})
+    CHECK_THROWS_WITH(example::hold_out(data, part, 1), ContainsSubstring("but must be in (0, 1)"));
+  CHECK_THROWS_WITH(example::hold_out(sequences(1, 1), 0.5, 1), ContainsSubstring("number of examples is 1"));
 }
 
 TEST_CASE("training: a checkpoint of another run, another shape, or cut short is refused") {
@@ -125,6 +188,7 @@ TEST_CASE("training: a checkpoint of another run, another shape, or cut short is
   auto other = options_with(checkpoint);
   other.adam.rate = 0.02;
   refused(other, "is a checkpoint of another run: \"adam\" is \"0.01 ");
+  refused(other, ". Without this file the training begins anew");
 
   Random random(1);
   auto wide_shape = shape;
@@ -166,6 +230,15 @@ TEST_CASE("training: a loss that is not a number stops it, and the last good che
   CHECK(example::read_text(checkpoint) == good);
   Run again(options_with(checkpoint));
   CHECK(again.training.resume());
+
+  // After the last step of an epoch, and only where the loss does not look: a word of the validation alone.
+  Run last(options_with(checkpoint));
+  for (auto& ids : last.train.ids)
+    for (int& id : ids) id = id == 11 ? 10 : id;
+  REQUIRE(last.training.resume());
+  last.model.parameters()[0]->value(11, 0) = std::numeric_limits<float>::infinity();
+  CHECK_THROWS_WITH(last.training.run(), ContainsSubstring("words is not finite after step"));
+  CHECK(example::read_text(checkpoint) == good);
 }
 
 TEST_CASE("training: bad input") {
@@ -178,12 +251,15 @@ TEST_CASE("training: bad input") {
   };
   auto options = options_with({});
   test.labels[4] = 3;
-  refused(train, test, options, "label of test example 4 is 3, but must be in [0, 3)");
+  refused(train, test, options, "label of validation example 4 is 3, but must be in [0, 3)");
+  test.labels[4] = -1;
+  refused(train, test, options, "label of validation example 4 is -1, but must be in [0, 3)");
   test.labels[4] = 1;
   auto empty = train;
   empty.ids[7].clear();
   refused(empty, test, options, "length of training example 7 is 0");
   refused(Sequences{}, test, options, "number of examples is 0 for training");
+  refused(train, Sequences{}, options, "and 0 for validation");
   options.parts = {0.5, 1.5};
   refused(train, test, options, "part of the tokens is 1.5");
   options.parts = {};
@@ -192,6 +268,14 @@ TEST_CASE("training: bad input") {
   options.batch = 0;
   refused(train, test, options, "size of a batch is 0");
   options.batch = 1;
+  for (const double rate : {0., -1., std::nan(""), std::numeric_limits<double>::infinity()}) {
+    options.adam.rate = rate;
+    refused(train, test, options, "but must be positive and finite");
+  }
+  options.adam.rate = 0.01;
+  options.adam.decay = std::nan("");
+  refused(train, test, options, "decay is nan");
+  options.adam.decay = 0;
   options.token_loss = 1;
   refused(train, test, options, "token loss is 1");
 }
@@ -249,13 +333,14 @@ TEST_CASE("training: which tokens a batch keeps") {
 
 TEST_CASE("training: the studies of budgets and draws, in small") {
   files::Folder folder;
-  const auto train = sequences(30, 1), test = sequences(15, 2);
+  const auto train = sequences(30, 1), validation = sequences(9, 3), test = sequences(15, 2);
   auto options = options_with({});
   options.epochs = 2;
-  const example::Study study{shape, &train, &test, options, {}, 2, "Small"};
+  const example::Study study{shape, &train, &validation, &test, options, {}, 2, "Small"};
   const auto rules = example::budget_rules({0.5, 0.1});
   const auto points = example::run_budget_study(study, rules, {1, 0.5});
-  REQUIRE(points.size() == 10);
+  REQUIRE(points.size() == 11);
+  CHECK(std::count_if(points.begin(), points.end(), [&](const auto& p) { return rules[p.rule].all; }) == 1);
   for (const auto& p : points) {
     CHECK(p.accuracy.size() == 2);
     CHECK(p.kept[0] == Approx(p.part == 1 ? 1.0 : 5.0 / 8));

@@ -1,6 +1,6 @@
-// The accuracy that is stated, in numbers, for each family of inputs that q, k and v are drawn from. Errors are those of
-// the worst element, against `reference`: an output relative to sum_j p_ij |v_jc|, a mass relative to itself, lse relative
-// to max(1, |lse|), entropy absolute.
+// The accuracy that is stated, in numbers, for each family of inputs that q, k and v are drawn from. Errors are those
+// of the worst element, against `reference`: an output relative to sum_j p_ij |v_jc|, a mass relative to itself, lse
+// relative to max(1, |lse|), entropy absolute.
 
 #include <cstdio>
 #include <cstdlib>

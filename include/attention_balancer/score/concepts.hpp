@@ -110,9 +110,10 @@ class Site {
 /// `void borrowed(F f) const`, which calls f(detail::Layout) for memory that the call must not overwrite, and
 /// `bool prefers_key_lanes() const`: whether the lanes had better be keys of one query, because it looks up numbers
 /// that lie side by side along the keys.
-/// To be trained with, it has `S pullback(S before, S d_after, Site<S>) const`: the gradient of the loss with respect to
-/// the score that it was given, from that with respect to the score that it returned; and, if its own parameters learn,
-/// `S parameter_gradient(S before, S d_after, Site<S>) const`: what this score adds to the gradient of the parameter.
+/// To be trained with, it has `S pullback(S before, S d_after, Site<S>) const`: the gradient of the loss with respect
+/// to the score that it was given, from that with respect to the score that it returned; and, if its own parameters
+/// learn, `S parameter_gradient(S before, S d_after, Site<S>) const`: what this score adds to the gradient of the
+/// parameter.
 template <class M, class T>
 concept ScoreModifier = requires(const M& m, T score, simd::Pack<T> scores, const Site<T>& site,
                                  const Site<simd::Pack<T>>& sites) {

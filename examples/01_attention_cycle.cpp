@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "attention_balancer/attention_balancer.hpp"
+#include "support/command_line.hpp"
 #include "support/csv.hpp"
 #include "support/cycle_picture.hpp"
 #include "support/eigen.hpp"
@@ -61,11 +62,7 @@ Options parse(int argc, char** argv) {
                  "CSV file for share, units and result of each input after the last cycle");
   app.add_option("--picture", options.picture, "SVG file");
   app.add_flag("--no-picture", options.no_picture, "draw nothing");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    std::exit(app.exit(error));
-  }
+  example::parse(app, argc, argv);
   if (!options.no_picture) example::check_folder(options.picture);
   if (!options.output.empty()) example::check_folder(options.output);
   return options;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "support/allocation_page.hpp"
+#include "support/command_line.hpp"
 #include "support/output.hpp"
 #include "support/progress.hpp"
 #include "support/text_budget.hpp"
@@ -67,11 +68,7 @@ Options parse(int argc, char** argv) {
   app.add_option("--html", options.html, "page to write");
   app.add_flag("--no-html", options.no_html, "write no page");
   app.add_option("--json", options.json, "all results for other programs");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    std::exit(app.exit(error));
-  }
+  example::parse(app, argc, argv);
   if (!options.no_html) example::check_folder(options.html);
   if (!options.json.empty()) example::check_folder(options.json);
   options.run.budget = example::Budget::parse(options.budget);

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "support/command_line.hpp"
 #include "support/output.hpp"
 #include "support/plot.hpp"
 #include "support/progress.hpp"
@@ -63,11 +64,7 @@ Options parse(int argc, char** argv) {
   app.add_option("--picture", options.picture, "SVG file");
   app.add_flag("--no-picture", options.no_picture, "draw nothing");
   app.add_option("--output", options.output, "CSV file: the error of each matrix, rule and average");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    std::exit(app.exit(error));
-  }
+  example::parse(app, argc, argv);
   if (!options.no_picture) example::check_folder(options.picture);
   if (!options.output.empty()) example::check_folder(options.output);
   return options;

@@ -15,13 +15,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// Name of the instruction set that the kernels of this translation unit are compiled for.
 inline constexpr const char* isa = &ATTENTION_BALANCER_STRINGIZE(ATTENTION_BALANCER_ISA)[4];
 
-#if defined(ATTENTION_BALANCER_NO_SIMD)
-
-/// The widest pack of T that the compiler may use; here a scalar.
-template <Scalar T>
-using Pack = T;
-
-#else
+#if !defined(ATTENTION_BALANCER_NO_SIMD)
 
 /// The widest pack of T that the compiler may use (-march decides). Arithmetic and comparisons are operators.
 template <Scalar T>
@@ -128,22 +122,6 @@ ATTENTION_BALANCER_INLINE S iota(scalar_of<S> first) noexcept {
 /// Number of lanes of Pack<T>.
 template <Scalar T>
 inline constexpr int lanes = lanes_of<Pack<T>>;
-
-#if defined(ATTENTION_BALANCER_NO_SIMD)
-namespace detail {
-// Named by the shuffles below, and never run: a pack of one lane has nothing to move.
-template <class T>
-inline constexpr int per_part = 1;
-template <bool High, int Chunk, Scalar T>
-ATTENTION_BALANCER_INLINE T unpack(T a, T b) noexcept {
-  return High ? b : a;
-}
-template <bool Odd, Scalar T>
-ATTENTION_BALANCER_INLINE T parts(T a, T b) noexcept {
-  return Odd ? b : a;
-}
-}  // namespace detail
-#endif
 
 // Transposing and reducing tiles of n packs of n lanes: first within the parts of 128 bits of each group of rows as
 // many as a part has elements, then the parts themselves, log2(n) rounds of n shuffles in all.

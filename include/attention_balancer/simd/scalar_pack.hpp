@@ -153,5 +153,29 @@ ATTENTION_BALANCER_INLINE T shift_into_exponent(T x) noexcept {
 
 }  // namespace detail
 
+#if defined(ATTENTION_BALANCER_NO_SIMD)
+
+/// The widest pack of T that the compiler may use; here a scalar.
+template <Scalar T>
+using Pack = T;
+
+namespace detail {
+
+// Named by the shuffles of pack.hpp, and never run: a pack of one lane has nothing to move.
+template <class T>
+inline constexpr int per_part = 1;
+template <bool High, int Chunk, Scalar T>
+ATTENTION_BALANCER_INLINE T unpack(T a, T b) noexcept {
+  return High ? b : a;
+}
+template <bool Odd, Scalar T>
+ATTENTION_BALANCER_INLINE T parts(T a, T b) noexcept {
+  return Odd ? b : a;
+}
+
+}  // namespace detail
+
+#endif
+
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::simd

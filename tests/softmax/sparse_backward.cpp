@@ -175,3 +175,16 @@ TEST_CASE("gradients through sparse normalisers have the same bits for any execu
   check_executors<float>(table, "top-k", ab::normalize::TopK{7});
   table.report();
 }
+
+TEST_CASE("a score of minus infinity is masked in a row that is not a number too", "[softmax][sparse][backward]") {
+  const std::vector<float> q{HUGE_VALF, 1}, k{1, -1, 2, -2, -1}, v{1, 2, 3, 4, 5}, dout{1, 1};
+  std::vector<float> out(2), dq(2), dk(5), dv(5);
+  auto view = [](auto& x) { return ab::bhsd(x.data(), 1, 1, static_cast<Index>(x.size()), 1); };
+  ab::Evidence<float> evidence;
+  ab::attention(view(q), view(k), view(v), view(out), ab::normalize::TopK{1}, ab::observe(evidence));
+  ab::attention_backward(view(q), view(k), view(v), view(out), evidence, view(dout), view(dq), view(dk), view(dv),
+                         ab::normalize::TopK{1});
+  CHECK((std::isnan(dq[0]) && dq[1] == 0));
+  for (const std::size_t j : {0u, 2u}) CHECK((std::isnan(dk[j]) && std::isnan(dv[j])));
+  for (const std::size_t j : {1u, 3u, 4u}) CHECK((dk[j] == 0 && dv[j] == 0));
+}

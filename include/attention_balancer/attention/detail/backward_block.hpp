@@ -145,14 +145,16 @@ class BackwardBlock {
     if (!has_slopes()) weigh_kept(keys);
   }
 
-  /// strip = exp(strip - lse)
-  void weigh_kept(Index keys) noexcept {
+  /// strip = exp(strip - lse), of a masked score 0 whatever the row is.
+  ATTENTION_BALANCER_NOINLINE void weigh_kept(Index keys) noexcept {
     using S = simd::Pack<T>;
     for (Index j = 0; j < keys; ++j)
       for (int v = 0; v < V; ++v) {
         T* const at = s_.strip + (j * V + v) * n;
-        const S x = (simd::load_aligned<S>(at) - simd::load_aligned<S>(rows_.offset + v * n)) * S(T(simd::log2_e));
-        simd::store_aligned(at, simd::exp2_clamped(simd::clamp_exponent(x)));
+        const S score = simd::load_aligned<S>(at);
+        const S x = (score - simd::load_aligned<S>(rows_.offset + v * n)) * S(T(simd::log2_e));
+        const S weight = simd::exp2_clamped(simd::clamp_exponent(x));
+        simd::store_aligned(at, simd::select(score == S(-infinity<T>), S(T(0)), weight));
       }
   }
 

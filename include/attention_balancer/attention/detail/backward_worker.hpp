@@ -60,7 +60,8 @@ class BackwardWorker {
         chunks_(p_.queries),
         group_(p_.heads / p_.kv_heads),
         first_key_(first_key) {
-    chunks_.count = std::min(ParameterSums<T>::most_chunks, chunks_.count);
+    // At least two blocks each: to add up the gradients of all keys costs as much as a tenth of a block.
+    chunks_.count = std::clamp(chunks_.blocks / 2, Index(1), ParameterSums<T>::most_chunks);
     // Heads that add to the same rows of a parameter's gradient do so one after another.
     for (Index m = 0; m < call.modifiers; ++m) {
       const TensorView<T>& target = call.targets[m];

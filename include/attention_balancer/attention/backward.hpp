@@ -18,7 +18,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// Everything after the shape checks. `evidence`: that of each packed sequence, or empty, where call.lse is there.
 template <Scalar T, class... P>
 void run_backward(BackwardCall<T>& call, std::span<const Evidence<T>> evidence, P&... policies) {
-  constexpr bool packed = count_of < PolicyKind::sequences, T, P... >> 0;
+  constexpr bool packed = count_of<PolicyKind::sequences, T, P...> == 1;
   Call<T>& forward = call.forward;
   Problem problem = forward.problem;
   if constexpr (packed) problem = packed_problem(problem, find_policy<PolicyKind::sequences, T>(policies...));
@@ -163,10 +163,13 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// - evidence::LseGradient, EntropyGradient and MassGradient are gradients with respect to the evidence: a loss may
 ///   say where the attention should go. The last two cost another pass over the scores.
 ///
-/// With PackedSequences the tensors are those of the packed forward call, `lse` is a span or vector with the Evidence of
-/// each sequence or a view [1, Hq, 1, all queries]; evidence gradients and targets are [sequences or 1, ...], as long as
-/// the longest sequence. Each sequence gets the bits that it gets alone; tokens of no sequence are neither read nor
-/// written.
+/// With PackedSequences the tensors are those of the packed forward call; `lse` is a span or vector with the
+/// Evidence of each sequence, or a view [1, Hq, 1, all queries]; evidence gradients and targets are [sequences or 1,
+/// ...], as long as the longest sequence. Each sequence gets the bits that it gets alone; tokens of no sequence are
+/// neither read nor written.
+///
+/// P is recomputed to a relative error of about |lse| epsilon, as the scores are: where a score is 1e4 in float, to
+/// one part in a thousand.
 ///
 /// Score modifiers need a pullback (see ScoreModifier). The bits are the same for any executor and number of
 /// threads. What is masked gets no gradient and gives none, not even as NaN; a query that sees no key gets 0.
@@ -178,7 +181,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
                         const TensorView<DQ>& dq, const TensorView<DK>& dk, const TensorView<DV>& dv,
                         P&&... policies) {
   using T = std::remove_const_t<DQ>;
-  constexpr bool packed = detail::count_of < detail::PolicyKind::sequences, T, P... >> 0;
+  constexpr bool packed = detail::count_of<detail::PolicyKind::sequences, T, P...> == 1;
   constexpr bool list = detail::is_evidence_list<T, L>;
   constexpr bool known = std::is_same_v<L, Evidence<T>> || detail::is_lse_view<T, L> || list;
   static_assert(

@@ -39,7 +39,7 @@ double pull_back(const Set& set, double before, double gradient, const Site<doub
 /// The element that belongs to batch item b, head h and position i in the evidence gradient of a kind; 0 without one.
 template <PolicyKind Kind, class... P>
 double evidence_gradient(Index b, Index h, Index i, const P&... policies) {
-  if constexpr (count_of < Kind, double, const P... >> 0) {
+  if constexpr (count_of<Kind, double, const P...> != 0) {
     const auto& x = find_policy<Kind, double>(policies...).view();
     return static_cast<double>(x(x.batch == 1 ? 0 : b, x.heads == 1 ? 0 : h, 0, i));
   } else {
@@ -49,7 +49,7 @@ double evidence_gradient(Index b, Index h, Index i, const P&... policies) {
 
 template <class... P>
 double mass_weight(Index i, const Problem& problem, const P&... policies) {
-  if constexpr (count_of < PolicyKind::mass_gradient, double, const P... >> 0)
+  if constexpr (count_of<PolicyKind::mass_gradient, double, const P...> != 0)
     return find_policy<PolicyKind::mass_gradient, double>(policies...)
         .weights()
         .template weight<double>(i, problem.queries);
@@ -143,7 +143,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
   [[maybe_unused]] auto clear = [](const auto& policy) {
     if constexpr (requires { policy.target(); }) set_to_zero(policy.target());
   };
-  if constexpr (detail::count_of < PolicyKind::sequences, double, P... >> 0) {
+  if constexpr (detail::count_of<PolicyKind::sequences, double, P...> != 0) {
     const PackedSequences& sequences = detail::find_policy<PolicyKind::sequences, double>(policies...);
     const Problem largest = detail::packed_problem(problem, sequences);
     (detail::validate_policy(policies, largest), ...);

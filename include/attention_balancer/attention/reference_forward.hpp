@@ -24,7 +24,7 @@ void for_each_row(const Problem& problem, Index first_batch, const TensorView<Q>
   const auto set = collect_policies<double>(policies...);
   const double scale = scale_of<double>(problem, policies...);
   auto sink = [&](Index head) {
-    if constexpr (count_of < PolicyKind::sink, double, P... >> 0)
+    if constexpr (count_of<PolicyKind::sink, double, P...> != 0)
       return static_cast<double>(find_policy<PolicyKind::sink, double>(policies...).logit(head));
     else
       return -std::numeric_limits<double>::infinity();
@@ -107,7 +107,7 @@ struct NoObserver {
 /// Hands the rows to the observation, if there is one.
 template <class... P>
 auto observer(const Problem& problem, P&... policies) {
-  if constexpr (count_of < PolicyKind::observation, double, P... >> 0) {
+  if constexpr (count_of<PolicyKind::observation, double, P...> != 0) {
     using Observed = std::remove_cvref_t<decltype(find_policy<PolicyKind::observation, double>(policies...))>;
     static_assert(fits_scalar<double, Observed>, "attention_balancer: the reference writes Evidence<double>");
     return Observer(find_policy<PolicyKind::observation, double>(policies...), problem,
@@ -153,7 +153,7 @@ TensorView<T> tokens(TensorView<T> x, Index begin, Index length) {
 template <class Q, class K, class V, class O, class... P>
 void attend_all(const Problem& problem, const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v,
                 const TensorView<O>& out, P&... policies) {
-  if constexpr (count_of < PolicyKind::sequences, double, P... >> 0) {
+  if constexpr (count_of<PolicyKind::sequences, double, P...> != 0) {
     const PackedSequences& sequences = find_policy<PolicyKind::sequences, double>(policies...);
     const Problem largest = packed_problem(problem, sequences);
     (validate_policy(policies, largest), ...);
@@ -164,7 +164,7 @@ void attend_all(const Problem& problem, const TensorView<Q>& q, const TensorView
       const auto k_one = tokens(k, sequences.key_begin(s), one.keys);
       const auto v_one = tokens(v, sequences.key_begin(s), one.keys);
       const auto out_one = tokens(out, sequences.query_begin(s), one.queries);
-      if constexpr (count_of < PolicyKind::packed_observation, double, P... >> 0) {
+      if constexpr (count_of<PolicyKind::packed_observation, double, P...> != 0) {
         const auto& each = find_policy<PolicyKind::packed_observation, double>(policies...);
         require_equal("observe number of evidences", static_cast<Index>(each.targets.size()),
                       "the packed sequences", sequences.sequences());

@@ -84,10 +84,13 @@ class KvPages {
     check("cache value_dim", value_dim);
     const Index most = std::numeric_limits<Index>::max() / 64;
     Index rows = kv_heads;
-    for (const Index factor : {pages, page_size, std::max(dim, value_dim)}) {
-      if (factor < 0) fail<ShapeError>("cache size", factor, "not be negative");
+    const std::pair<const char*, Index> factors[] = {{"cache number of sequences or pages", pages},
+                                                     {"cache capacity or page_size", page_size},
+                                                     {"cache dim or value_dim", std::max(dim, value_dim)}};
+    for (const auto& [what, factor] : factors) {
+      if (factor < 0) fail<ShapeError>(what, factor, "not be negative");
       if (multiply_overflows(rows, factor) || rows * factor > most)
-        fail<ShapeError>("cache size", factor, "not make the memory overflow");
+        fail<ShapeError>(what, factor, "not make the memory overflow");
       rows *= factor;
     }
     rows = pages * kv_heads * page_size;

@@ -1,4 +1,7 @@
 #pragma once
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -26,6 +29,21 @@ struct InputError : std::invalid_argument {
 namespace detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
+/// A number for a message; a fraction in so few digits that it reads back as the same: -1e-09 is not "-0.000000".
+template <class Number>
+std::string in_digits(Number value) {
+  if constexpr (std::is_floating_point_v<Number>) {
+    char text[48];
+    for (int digits = 1; digits <= std::numeric_limits<Number>::max_digits10; ++digits) {
+      std::snprintf(text, sizeof text, "%.*g", digits, static_cast<double>(value));
+      if (static_cast<Number>(std::strtod(text, nullptr)) == value) break;
+    }
+    return text;
+  } else {
+    return std::to_string(value);
+  }
+}
+
 /// Throws Error("argument is <was>, but must <must>"): what it was and what it must be.
 template <class Error, class Value>
 [[noreturn]] void fail(std::string_view argument, const Value& was, std::string_view must) {
@@ -34,7 +52,7 @@ template <class Error, class Value>
   if constexpr (std::is_convertible_v<Value, std::string_view>)
     text += std::string_view(was);
   else
-    text += std::to_string(was);
+    text += in_digits(was);
   text += ", but must ";
   text += must;
   throw Error(text);

@@ -215,6 +215,7 @@ int main(int argc, char** argv) try {
     example::write_cycle_picture(options.picture, histories);
     std::printf("\nwrote %s\n", options.picture.c_str());
   }
+  example::check_printed();
   return 0;
 } catch (const std::exception& error) {
   std::fflush(stdout);

@@ -211,6 +211,7 @@ int main(int argc, char** argv) try {
     example::write_text(options.json, example::allocation_json(result));
     std::printf("wrote %s\n", options.json.c_str());
   }
+  example::check_printed();
   return 0;
 } catch (const std::exception& error) {
   std::fflush(stdout);

@@ -222,6 +222,7 @@ int main(int argc, char** argv) try {
     draw(options, results, demand);
     std::printf("\nwrote %s\n", options.picture.c_str());
   }
+  example::check_printed();
   return 0;
 } catch (const std::exception& error) {
   std::fflush(stdout);

@@ -175,6 +175,7 @@ int main(int argc, char** argv) try {
   }
   print_spread(cases[cases.size() / 2], options);
 
+  example::check_printed();
   if (options.no_picture && options.output.empty()) return 0;
   std::string csv = "matrix,rule,average_bits,error\n";
   std::vector<example::Series> curves;
@@ -204,6 +205,7 @@ int main(int argc, char** argv) try {
     draw(options, cases, curves);
     std::printf("\nwrote %s\n", options.picture.c_str());
   }
+  example::check_printed();
   return 0;
 } catch (const std::exception& error) {
   std::fflush(stdout);

@@ -251,6 +251,7 @@ int main(int argc, char** argv) try {
   Eigen::setNbThreads(options.threads);
   if (options.predict) {
     predict_text(options);
+    example::check_printed();
     return 0;
   }
   const auto defaults = defaults_of(options.set);
@@ -291,6 +292,7 @@ int main(int argc, char** argv) try {
                                    file_of(options, "_budget.svg"));
     }
     if (options.draw_curve) example::run_draw_study(study, options.gains, file_of(options, "_draw.svg"));
+    example::check_printed();
     return 0;
   }
 
@@ -320,6 +322,7 @@ int main(int argc, char** argv) try {
 
   print_accuracy("attention, trained from random weights", example::predict(model, test, {}).correct(test),
                  training.epochs().empty() ? 0.0 : training.epochs().back().seconds);
+  example::check_printed();
   if (options.no_yardsticks) return 0;
   {
     const example::Stopwatch watch;
@@ -337,6 +340,7 @@ int main(int argc, char** argv) try {
   } else {
     std::printf("the yardstick MiniLM is left out: `sh examples/run.sh` fetches it\n");
   }
+  example::check_printed();
   return 0;
 } catch (const std::exception& error) {
   std::fflush(stdout);

@@ -126,6 +126,7 @@ int main(int argc, char** argv) try {
     }
     if (options.draw_curve)
       example::run_draw_study(study, options.gains, options.output / "classify_digits_draw.svg");
+    example::check_printed();
     return 0;
   }
 
@@ -157,6 +158,7 @@ int main(int argc, char** argv) try {
   const auto accuracy = example::bootstrap(example::predict(model, test, {}).correct(test));
   std::printf("test accuracy %.2f %% (%.2f to %.2f) of %zu digits\n", 100 * accuracy.mean, 100 * accuracy.low,
               100 * accuracy.high, test.size());
+  example::check_printed();
   return 0;
 } catch (const std::exception& error) {
   std::fflush(stdout);

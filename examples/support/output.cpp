@@ -40,6 +40,10 @@ void write_text(const std::filesystem::path& file, std::string_view content) {
   }
 }
 
+void check_printed(std::FILE* stream) {
+  if (std::fflush(stream) != 0 || std::ferror(stream) != 0) throw FileError("what was printed: cannot be written");
+}
+
 void check_folder(const std::filesystem::path& file) {
   const auto folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
   std::error_code error;

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdio>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -13,6 +14,9 @@ std::string read_text(const std::filesystem::path& file);
 /// Writes a whole file or nothing: an existing file is replaced only when the new one is complete. Throws
 /// FileError.
 void write_text(const std::filesystem::path& file, std::string_view content);
+
+/// For the end of a program: throws FileError if what it printed did not get out, as on a full disk.
+void check_printed(std::FILE* stream = stdout);
 
 /// Throws FileError unless the folder of `file` is there: for before the work, so that it is not done in vain.
 void check_folder(const std::filesystem::path& file);

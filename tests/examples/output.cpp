@@ -1,6 +1,8 @@
 #include "support/output.hpp"
 
 #include <cmath>
+#include <cstdio>
+#include <memory>
 #include <string>
 
 #include "files.hpp"
@@ -34,6 +36,14 @@ TEST_CASE("output: a whole file or none") {
   CHECK_THROWS_WITH(example::read_text(folder.path() / "absent"), ContainsSubstring("absent: cannot be opened"));
   CHECK_THROWS_WITH(example::read_text(folder.path()), ContainsSubstring("cannot be opened"));
   example::write_text("/dev/null", "into a device");
+}
+
+TEST_CASE("output: what could not be printed is an error") {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> full(std::fopen("/dev/full", "w"), std::fclose);
+  if (full == nullptr) return;  // no such device here
+  CHECK_NOTHROW(example::check_printed(full.get()));
+  std::fputs("shares", full.get());
+  CHECK_THROWS_AS(example::check_printed(full.get()), example::FileError);
 }
 
 TEST_CASE("output: the picture of the cycles") {

@@ -90,9 +90,9 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     for (Index b = first; b < last; ++b) {
       const auto at = static_cast<std::size_t>(b);
       if (tokens > pages() * page_size())
-        detail::fail<BudgetError>("number of tokens appended to sequence " + std::to_string(b), tokens,
-                                  "fit in the " + std::to_string(pages()) + " pages of " +
-                                      std::to_string(page_size()));
+        detail::fail<BudgetError>(
+            "number of tokens appended to sequence " + std::to_string(b), tokens,
+            "fit in the " + std::to_string(pages()) + " pages of " + std::to_string(page_size()));
       wanted += blocks_for(this->lengths_[at] + tokens) - blocks_[at];
     }
     if (wanted > free_pages())

@@ -13,9 +13,15 @@
 set -eu
 [ $# -ge 3 ] || { sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//'; exit 2; }
 a=$1/bench/bench_$3 b=$2/bench/bench_$3 filter=${4:-.} rounds=${5:-5}
+for program in "$a" "$b"; do
+  [ -x "$program" ] || { echo "no such benchmark: $program" >&2; exit 1; }
+done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-run() { "$1" "--benchmark_filter=$filter" --benchmark_format=json > "$folder/$2.$3.json"; }
+run() {
+  "$1" "--benchmark_filter=$filter" --benchmark_format=json > "$folder/$2.$3.json" 2> "$folder/log" &&
+    [ -s "$folder/$2.$3.json" ] || { cat "$folder/log" >&2; echo "$1 ran nothing" >&2; exit 1; }
+}
 round=1
 while [ "$round" -le "$rounds" ]; do
   if [ $((round % 2)) = 1 ]; then run "$a" a $round; run "$b" b $round; else run "$b" b $round; run "$a" a $round; fi
@@ -36,8 +42,10 @@ def speeds(which):
 
 a, b = speeds("a"), speeds("b")
 print(f"{'':60} {'A':>10} {'B':>10} {'B / A':>7}")
-for name in a:
-    if name in b:
+for name in {**a, **b}:
+    if name not in a or name not in b:
+        print(f"{name:60} only in {'A' if name in a else 'B'}")
+    else:
         x, y = statistics.median(a[name]), statistics.median(b[name])
         print(f"{name:60} {x:10.4g} {y:10.4g} {y / x:7.3f}")
 PYTHON

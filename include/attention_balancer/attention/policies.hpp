@@ -247,6 +247,7 @@ PolicyCalls<T> policy_calls(const Set& set) noexcept {
   calls.policies = &set;
   calls.has_modifiers = Set::has_modifiers;
   calls.has_masks = Set::has_masks;
+  if constexpr (Set::has_masks) calls.query_grain = set.query_grain();
   if constexpr (Set::has_masks)
     calls.classify = [](const void* s, const Rect& rect) { return static_cast<const Set*>(s)->classify(rect); };
   auto fill = [&]<int V>(std::integral_constant<int, V>) {

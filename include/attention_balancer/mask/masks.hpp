@@ -215,6 +215,7 @@ class Blocks {
       detail::require_equal("mask::Blocks heads", view_.heads, "1 or the query heads", problem.heads);
     detail::check_layout(detail::layout("mask::Blocks", view_));
   }
+  Index query_grain() const noexcept { return query_block_; }
   Coverage classify(const Rect& r) const noexcept {
     return detail::scan(plane(r.batch, r.head), view_.length_stride, view_.dim_stride, r.query_begin / query_block_,
                         (r.query_end - 1) / query_block_ + 1, r.key_begin / key_block_,

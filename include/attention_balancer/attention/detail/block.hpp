@@ -41,7 +41,7 @@ class Block {
   Block(const Block& first_of_them, Index place, Index first) noexcept
       : Block(first_of_them.call_, first_of_them.batch_, first_of_them.head_, first, width, first_of_them.s_,
               first_of_them.evidence_) {
-    far_.rows = false;
+    s_.ranges += place * s_.most_ranges;
     s_.queries += place * p_.dim * width;
     s_.output += place * p_.value_dim * width;
     s_.strip += place * s_.strip_size;
@@ -57,7 +57,7 @@ class Block {
   /// This block and the `count` - 1 that follow it, all of whole packs: the same results.
   void run_together(Index count) noexcept {
     if (count == 2) return run_together<2>();
-    run_together<4>();
+    run_together<most_together>();
   }
 
  private:
@@ -140,15 +140,33 @@ class Block {
     std::fill_n(s_.packed, 2 * (p_.keys / block_keys + 1), static_cast<unsigned char>(0));
   }
 
-  /// The walk over the keys, of blocks with the same ranges.
+  /// The walk over the keys. Each block takes its own ranges in their order, whoever walks beside it.
   static void attend(Block* const* blocks, int count, bool guard) noexcept {
-    const Index ranges = blocks[0]->ranges_;
     for (int b = 0; b < count; ++b) blocks[b]->start();
-    for (Index r = 0; r < ranges; ++r)
-      for (int b = 0; b < count; ++b) blocks[b]->step(r, guard);
+    walk(blocks, count, [guard](Block& block, Index r) { block.step(r, guard); });
     for (int b = 0; b < count; ++b) blocks[b]->turn();
-    for (Index r = 0; r < ranges; ++r)
-      for (int b = 0; b < count; ++b) blocks[b]->spend_kept(r, guard);
+    walk(blocks, count, [guard](Block& block, Index r) { block.spend_kept(r, guard); });
+  }
+
+  /// f(block, r) for all ranges of all blocks, those that share keys one after the other: only the first of these
+  /// asks for the keys and values that follow.
+  template <class F>
+  static void walk(Block* const* blocks, int count, F f) noexcept {
+    const bool far = is_far<T>(blocks[0]->p_);
+    Index next[most_together] = {};
+    for (;;) {
+      Index from = std::numeric_limits<Index>::max();
+      for (int b = 0; b < count; ++b)
+        if (next[b] < blocks[b]->ranges_) from = std::min(from, blocks[b]->s_.ranges[next[b]].begin);
+      if (from == std::numeric_limits<Index>::max()) return;
+      bool first = far;
+      for (int b = 0; b < count; ++b) {
+        if (next[b] == blocks[b]->ranges_ || blocks[b]->s_.ranges[next[b]].begin >= from + block_keys) continue;
+        blocks[b]->far_.rows = first;
+        first = false;
+        f(*blocks[b], next[b]++);
+      }
+    }
   }
 
   void start() noexcept {
@@ -184,10 +202,27 @@ class Block {
   T* score(const KeyRange& range, T* scores, T* top) noexcept {
     const Index keys = range.end - range.begin;
     const Rows<T> k = keys_of(range);
-    const bool bent = call_.policies.has_modifiers || range.partial;
-    score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, scores, bent ? nullptr : top, far_);
-    if (bent) call_.policies.bend[V - 1](call_.policies.policies, scores, place(range), range.partial, top);
+    const bool bent = call_.policies.has_modifiers;
+    if (!range.partial) {
+      score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, scores, bent ? nullptr : top, far_);
+      if (bent) bend(range.begin, range.end, false, scores, top);
+      return scores + keys * width;
+    }
+    auto part = [&](Index begin, Index end, bool mixed) {
+      if (begin == end) return;
+      T* const at = scores + (begin - range.begin) * width;
+      score_keys<T, V>(s_.queries, k.data + (begin - range.begin) * k.stride, k.stride, end - begin, p_.dim, at,
+                       bent || mixed ? nullptr : top, far_);
+      if (bent || mixed) bend(begin, end, mixed, at, top);
+    };
+    part(range.begin, range.mixed_begin, false);
+    part(range.mixed_begin, range.mixed_end, true);
+    part(range.mixed_end, range.end, false);
     return scores + keys * width;
+  }
+
+  void bend(Index begin, Index end, bool mixed, T* scores, T* top) const noexcept {
+    call_.policies.bend[V - 1](call_.policies.policies, scores, place(begin, end), mixed, top);
   }
 
   /// The strip of a sparse normaliser: scores for the softmax of top-k, otherwise probabilities.
@@ -295,10 +330,13 @@ class Block {
       add_mass<T, V>(weights, range.end - range.begin, factor, evidence_.mass + range.begin);
       if (evidence_.statistic != nullptr) add_statistic(range, weights);
       weights += (range.end - range.begin) * width;
+      const Index mixed_begin = range.partial ? range.mixed_begin : range.end;
+      const Index mixed_end = range.partial ? range.mixed_end : range.end;
+      add_to_all(evidence_.exposure + range.begin, mixed_begin - range.begin, u_of_block);
       if (range.partial)
-        call_.policies.expose[V - 1](call_.policies.policies, place(range), u_, evidence_.exposure);
-      else
-        add_to_all(evidence_.exposure + range.begin, range.end - range.begin, u_of_block);
+        call_.policies.expose[V - 1](call_.policies.policies, place(mixed_begin, mixed_end), u_,
+                                     evidence_.exposure);
+      add_to_all(evidence_.exposure + mixed_end, range.end - mixed_end, u_of_block);
     }
   }
 
@@ -351,19 +389,19 @@ class Block {
     factor[i] = result_.factor[i] = T(1);
   }
 
-  Place place(const KeyRange& range) const noexcept {
-    return {&p_, call_.first_batch + batch_, head_, first_, range.begin, range.end};
+  Place place(Index key_begin, Index key_end) const noexcept {
+    return {&p_, call_.first_batch + batch_, head_, first_, key_begin, key_end};
   }
 
   const Call<T>& call_;
   const Problem& p_;
   const Index batch_, head_, kv_head_, first_, count_;
-  Far far_;  // of blocks that walk together, only the first asks for keys and values early
+  Far far_;
   Scratch<T> s_;
   const EvidenceRows<T>& evidence_;
   Index ranges_ = 0;
   bool weighted_ = false, keeps_ = false;  // the strip of all scores
-  T* kept_ = nullptr;  // where the strip goes on
+  T* kept_ = nullptr;                      // where the strip goes on
   alignas(64) T top_[width];
   OnlineState<T> state_;
   Sparse<T> sparse_;
@@ -374,24 +412,27 @@ class Block {
 };
 
 /// The queries [first, end) of one head, in blocks of three packs; four packs are two blocks of two, because a
-/// block of one pack makes poor use of what it loads.
+/// block of one pack makes poor use of what it loads. Where a mask treats queries alike no block is on both sides of
+/// the border: it would visit what either side sees.
 template <Scalar T>
 ATTENTION_BALANCER_NOINLINE void attend_queries(const Call<T>& call, Index batch, Index head, Index first,
                                                 Index end, const Scratch<T>& scratch,
                                                 const EvidenceRows<T>& evidence) noexcept {
   constexpr Index n = simd::lanes<T>;
+  const Index grain = call.policies.query_grain;
   while (first < end) {
-    const Index packs = (end - first + n - 1) / n;
-    const Index run = scratch.together * block_packs;
+    const Index stop = grain > 0 ? std::min(end, (first / grain + 1) * grain) : end;
+    const Index packs = (stop - first + n - 1) / n;
     // The same blocks as one by one: none but the last is short, and no four packs are left on the way.
-    if (scratch.together > 1 && packs >= run + 2) {
-      Block<T, block_packs>(call, batch, head, first, block_packs * n, scratch, evidence)
-          .run_together(scratch.together);
-      first += run * n;
+    Index together = scratch.together;
+    while (together > 1 && packs < together * block_packs + 2) together /= 2;
+    if (together > 1) {
+      Block<T, block_packs>(call, batch, head, first, block_packs * n, scratch, evidence).run_together(together);
+      first += together * block_packs * n;
       continue;
     }
     const Index now = packs == 4 ? 2 : std::min(packs, Index(block_packs));
-    const Index count = std::min(now * n, end - first);
+    const Index count = std::min(now * n, stop - first);
     if (now == 3)
       Block<T, 3>(call, batch, head, first, count, scratch, evidence).run();
     else if (now == 2)

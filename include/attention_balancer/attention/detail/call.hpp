@@ -17,6 +17,9 @@ inline constexpr Index block_keys = 128;
 /// The last step may be longer, rather than leave a few keys to a step of their own.
 inline constexpr Index longest_step = block_keys + 32;
 
+/// Blocks of queries that may walk the keys side by side.
+inline constexpr int most_together = 4;
+
 /// Queries in a full block.
 template <Scalar T>
 inline constexpr Index block_width = Index(block_packs) * simd::lanes<T>;
@@ -26,6 +29,7 @@ template <Scalar T>
 struct PolicyCalls {
   const void* policies = nullptr;
   bool has_modifiers = false, has_masks = false;
+  Index query_grain = 0;  // queries that a mask treats alike, if it says so: blocks end where these do
   mask::Coverage (*classify)(const void*, const Rect&) = nullptr;
   // By number of packs less one.
   void (*bend[block_packs])(const void*, T* scores, const Place&, bool partial, T* top) = {};
@@ -61,19 +65,21 @@ struct Call {
 /// Where the evidence of one head, or of one chunk of its queries, goes. Null pointers: not observed.
 template <Scalar T>
 struct EvidenceRows {
-  T* lse = nullptr;        // [Nq] of the head
-  T* entropy = nullptr;    // [Nq] of the head
+  T* lse = nullptr;          // [Nq] of the head
+  T* entropy = nullptr;      // [Nq] of the head
   Index* support = nullptr;  // [Nq] of the head; null with softmax
-  T* mass = nullptr;       // [Nk]; null for QueryWeights::none()
-  T* exposure = nullptr;   // [Nk]
-  T* statistic = nullptr;  // [Nk]; null if the mass is all that is asked for
-  T* totals = nullptr;     // sink mass, empty rows
+  T* mass = nullptr;         // [Nk]; null for QueryWeights::none()
+  T* exposure = nullptr;     // [Nk]
+  T* statistic = nullptr;    // [Nk]; null if the mass is all that is asked for
+  T* totals = nullptr;       // sink mass, empty rows
 };
 
-/// A run of visible keys; `partial`: the masks must be tested lane by lane.
+/// A run of visible keys; `partial`: the masks must be tested lane by lane, if only for keys in [mixed_begin,
+/// mixed_end).
 struct KeyRange {
   Index begin, end;
   bool partial;
+  Index mixed_begin = 0, mixed_end = 0;
 };
 
 /// Whether rows can be read where they lie.
@@ -96,10 +102,10 @@ bool is_far_strip(const Problem& p) noexcept {
 }
 
 /// How many blocks of queries walk the keys side by side, so that what comes from afar comes once for all of them.
-/// With masks each block walks its own way, and whole strips are large.
+/// Whole strips are large.
 template <Scalar T>
 Index blocks_together(const Call<T>& call, bool whole_strip) noexcept {
-  return !is_far<T>(call.problem) || call.policies.has_masks ? 1 : whole_strip ? 2 : 4;
+  return !is_far<T>(call.problem) ? 1 : whole_strip ? 2 : most_together;
 }
 
 /// Memory of one worker, carved out of the workspace.
@@ -111,9 +117,10 @@ struct Scratch {
   Index* packed_head;              // the batch item and head of keys, as one number; -1 for none
   T* guarded_values;               // [longest_step, Dv]
   T* spare;          // [longest_step, W]: scores kept while their block is weighed; products of leave-one-out
-  KeyRange* ranges;  // [Nk / block_keys + 1]
-  Index together, strip_size;  // blocks of queries that walk the keys side by side, elements of a strip of one
-  T* partial;                  // a chunk's evidence: mass, exposure, statistic [Nk] each, sink mass, empty rows
+  KeyRange* ranges;  // [together, Nk / block_keys + 2]
+  Index together;    // blocks of queries that walk the keys side by side
+  Index strip_size, most_ranges;  // of one of them
+  T* partial;                     // a chunk's evidence: mass, exposure, statistic [Nk] each, sink mass, empty rows
 
   static Index padded(Index elements) noexcept { return (elements + 15) / 16 * 16; }
 
@@ -139,7 +146,8 @@ struct Scratch {
     take(packed, 2 * (p.keys / block_keys + 1));
     take(guarded_values, longest_step * p.value_dim);
     take(spare, longest_step * width);
-    take(ranges, p.keys / block_keys + 2);
+    most_ranges = p.keys / block_keys + 2;
+    take(ranges, together * most_ranges);
     take(partial, partial_size);
     return used;
   }
@@ -150,15 +158,15 @@ struct Scratch {
 template <Scalar T>
 Index visible_ranges(const Call<T>& call, Rect rect, KeyRange* ranges) noexcept {
   Index count = 0;
-  auto emit = [&](Index begin, Index end, bool partial) {
+  auto emit = [&](Index begin, Index end) {
     while (begin < end) {
       const Index step = end - begin <= longest_step ? end - begin : block_keys;
-      ranges[count++] = {begin, begin + step, partial};
+      ranges[count++] = {begin, begin + step, false};
       begin += step;
     }
   };
   if (!call.policies.has_masks) {
-    emit(0, call.problem.keys, false);
+    emit(0, call.problem.keys);
     return count;
   }
   auto classify = [&](Index begin, Index end) {
@@ -169,15 +177,28 @@ Index visible_ranges(const Call<T>& call, Rect rect, KeyRange* ranges) noexcept 
   auto visit = [&](auto& self, Index begin, Index end) -> void {
     const auto coverage = classify(begin, end);
     if (coverage == mask::Coverage::skip) return;
-    if (coverage == mask::Coverage::full) return emit(begin, end, false);
+    if (coverage == mask::Coverage::full) return emit(begin, end);
     if (end - begin > block_keys) {
       const Index middle = begin + ((end - begin) / 2 + block_keys - 1) / block_keys * block_keys;
       self(self, begin, middle);
       return self(self, middle, end);
     }
-    while (begin + grain < end && classify(begin, begin + grain) == mask::Coverage::skip) begin += grain;
-    while (begin + grain < end && classify(end - grain, end) == mask::Coverage::skip) end -= grain;
-    emit(begin, end, true);
+    // Nothing to see at either end is left out, and what all see there is not tested.
+    auto at = mask::Coverage::skip;
+    while (begin + grain < end && (at = classify(begin, begin + grain)) == mask::Coverage::skip) begin += grain;
+    Index mixed_begin = begin;
+    while (mixed_begin + grain < end && at == mask::Coverage::full) {
+      mixed_begin += grain;
+      at = mixed_begin + grain < end ? classify(mixed_begin, mixed_begin + grain) : mask::Coverage::partial;
+    }
+    Index mixed_end = end;
+    while (mixed_begin + grain < end && (at = classify(end - grain, end)) == mask::Coverage::skip)
+      mixed_end = end -= grain;
+    while (mixed_begin + grain < mixed_end && at == mask::Coverage::full) {
+      mixed_end -= grain;
+      at = mixed_begin + grain < mixed_end ? classify(mixed_end - grain, mixed_end) : mask::Coverage::partial;
+    }
+    ranges[count++] = {begin, end, true, mixed_begin, mixed_end};
   };
   if (call.problem.keys > 0) visit(visit, 0, call.problem.keys);
   return count;

@@ -54,43 +54,6 @@ ATTENTION_BALANCER_NOINLINE void expand_rows(const KvView<Stored>& x, const Tens
   });
 }
 
-/// The policies of a call, for one of its batch items: they are told its number where the kernel counts from 0.
-template <Scalar T>
-struct ItemPolicies {
-  PolicyCalls<T> all;
-  Index batch;
-
-  PolicyCalls<T> calls() const noexcept {
-    PolicyCalls<T> one = all;
-    one.policies = this;
-    one.classify = [](const void* s, const Rect& rect) {
-      Rect moved = rect;
-      moved.batch += self(s).batch;
-      return self(s).all.classify(self(s).all.policies, moved);
-    };
-    auto fill = [&]<int V>(std::integral_constant<int, V>) {
-      one.bend[V] = [](const void* s, T* scores, const Place& at, bool partial, T* top) {
-        self(s).all.bend[V](self(s).all.policies, scores, self(s).move(at), partial, top);
-      };
-      one.expose[V] = [](const void* s, const Place& at, const T* u, T* exposure) {
-        self(s).all.expose[V](self(s).all.policies, self(s).move(at), u, exposure);
-      };
-    };
-    fill(std::integral_constant<int, 0>{});
-    fill(std::integral_constant<int, 1>{});
-    fill(std::integral_constant<int, 2>{});
-    static_assert(block_packs == 3);
-    return one;
-  }
-
- private:
-  static const ItemPolicies& self(const void* s) noexcept { return *static_cast<const ItemPolicies*>(s); }
-  Place move(Place at) const noexcept {
-    at.batch += batch;
-    return at;
-  }
-};
-
 /// Copies what was observed of one sequence to its place in the evidence of all.
 template <Scalar T>
 void place_evidence(Evidence<T>& one, Evidence<T>& all, Index batch) {
@@ -132,8 +95,7 @@ void run_prefill(const Call<T>& call, const KvView<Stored>& x, Evidence<T>* evid
     one.problem.keys = keys;
     one.q.data = call.q.data + first * call.q.batch_stride;
     if (p.value_dim > 0) one.out.data = call.out.data + first * call.out.batch_stride;
-    const ItemPolicies<T> policies{call.policies, first};
-    if (call.policies.policies != nullptr && first > 0) one.policies = policies.calls();
+    one.first_batch = call.first_batch + first;
     T* const values = dense + together * p.kv_heads * keys * p.dim;
     one.k = bhsd(static_cast<const T*>(dense), together, p.kv_heads, keys, p.dim);
     one.v = bhsd(static_cast<const T*>(values), together, p.kv_heads, keys, p.value_dim);

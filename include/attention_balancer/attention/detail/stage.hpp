@@ -32,6 +32,17 @@ bool prefers_key_lanes(const P& policy) noexcept {
     return false;
 }
 
+/// Queries that a mask treats alike from each multiple of it on; 0 if it does not say.
+template <class P>
+Index query_grain(const P& policy) noexcept {
+  if constexpr (requires {
+                  { policy.query_grain() } -> std::convertible_to<Index>;
+                })
+    return policy.query_grain();
+  else
+    return 0;
+}
+
 /// The score modifiers and masks of a call, for scores of T. All that depends on the types of the policies is here,
 /// so that the kernels are compiled once per scalar whatever the policies are.
 template <Scalar T, class Modifiers, class Masks>
@@ -69,6 +80,17 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     };
     std::apply([&](const auto&... m) { (meet(m.classify(rect)) && ...); }, masks);
     return all;
+  }
+
+  /// What blocks of queries had better not cross: the largest grain of the masks, or 0. Blocks of few packs make poor
+  /// use of what they load, and so do packs that are not full.
+  Index query_grain() const noexcept {
+    constexpr Index n = simd::lanes<T>;
+    auto useful = [](Index grain) { return grain % n == 0 ? grain >= 2 * n : grain >= 12 * n; };
+    Index largest = 0;
+    auto take = [&](Index grain) { largest = std::max(largest, useful(grain) ? grain : Index(0)); };
+    std::apply([&](const auto&... m) { (take(detail::query_grain(m)), ...); }, masks);
+    return largest;
   }
 
   /// Applies the modifiers, and the masks if `partial`, to scores [keys, V packs]; raises top [V packs].
@@ -202,24 +224,20 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
   /// One pack of queries by as many keys, scores[key * row + query], with the keys in the lanes: what a policy
   /// looks up along the keys is then one load, not one per lane.
   template <bool Masked>
-  ATTENTION_BALANCER_INLINE void bend_tile(T* scores, Index row, const Place& at, Index query, Index key,
-                                           T* top) const noexcept {
+  ATTENTION_BALANCER_NOINLINE void bend_tile(T* scores, Index row, const Place& at, Index query, Index key,
+                                             T* top) const noexcept {
     using S = simd::Pack<T>;
     constexpr int n = simd::lanes<T>;
-    alignas(64) T turned[n * n];
     S tile[n];
     ATTENTION_BALANCER_UNROLL
     for (int i = 0; i < n; ++i) tile[i] = simd::load_aligned<S>(scores + i * row);
     simd::transpose(tile);
-    ATTENTION_BALANCER_UNROLL
-    for (int i = 0; i < n; ++i) simd::store_aligned(turned + i * n, tile[i]);
     auto site = Site<S>::along_keys(at.batch, at.head, *at.problem, query, key);
+    ATTENTION_BALANCER_UNROLL
     for (int i = 0; i < n; ++i) {
       site.move_to_query(std::min(query + i, at.problem->queries - 1));  // past the last one it is repeated
-      simd::store_aligned(turned + i * n, bend_and_mask<Masked>(simd::load_aligned<S>(turned + i * n), site));
+      tile[i] = bend_and_mask<Masked>(tile[i], site);
     }
-    ATTENTION_BALANCER_UNROLL
-    for (int i = 0; i < n; ++i) tile[i] = simd::load_aligned<S>(turned + i * n);
     simd::transpose(tile);
     S highest = simd::load_aligned<S>(top);
     ATTENTION_BALANCER_UNROLL

@@ -12,19 +12,23 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// How the queries of a head are cut, by their own number only: results do not depend on who computes the chunks.
+/// How the queries of a head are cut, by their own number and the grain of the masks only: results do not depend on
+/// who computes the chunks.
 template <Scalar T>
 struct Chunks {
-  Index packs, blocks, count;
+  Index packs, blocks, count, grain;
 
-  explicit Chunks(Index queries) noexcept
+  explicit Chunks(Index queries, Index query_grain = 0) noexcept
       : packs((queries + simd::lanes<T> - 1) / simd::lanes<T>),
         blocks(std::max(Index(1), (packs + 1) / block_packs)),  // the last block takes up to 4 packs
-        count(std::min(Index(16), blocks)) {}
+        count(std::min(Index(16), blocks)),
+        grain(query_grain > queries / count ? 0 : query_grain) {}
 
   /// First query of chunk c; chunk `count` starts past the last one.
   Index begin(Index c, Index queries) const noexcept {
-    return c == count ? queries : blocks * c / count * block_packs * simd::lanes<T>;
+    if (c == count) return queries;
+    const Index first = blocks * c / count * block_packs * simd::lanes<T>;
+    return grain > 0 ? std::min(queries, (first + grain / 2) / grain * grain) : first;
   }
 };
 
@@ -74,7 +78,7 @@ class Worker {
   Worker(const Call<T>& call, Evidence<T>* evidence, Index concurrency)
       : call_(call),
         evidence_(evidence),
-        chunks_(call.problem.queries),
+        chunks_(call.problem.queries, call.policies.query_grain),
         heads_(call.problem.batch * call.problem.heads),
         with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none),
         slots_(std::clamp(concurrency, Index(1), heads_ * chunks_.count)) {

@@ -3,7 +3,8 @@
 // `of_peak` is the share of the FMA peak measured in the same run, `limit` what products and exponentials alone
 // allow, `x_forward` the time relative to plain forward of the same shape, run in turn with it. Operations are
 // counted as 4 D for each visible pair of a query and a key. `per_pair` is the time for a visible pair relative to
-// forward: 1 if time is proportional to the visible area.
+// forward: 1 if time is proportional to the visible area; `per_tile` the same for pairs in tiles of a block of queries
+// by 16 keys that see anything.
 #include <benchmark/benchmark.h>
 
 #include <functional>
@@ -51,6 +52,24 @@ struct Inputs {
   ab::Workspace workspace;
 };
 
+/// Pairs in the tiles of a block of queries by 16 keys that have a visible pair.
+template <class T, class Mask>
+double visible_in_tiles(const Mask& mask, Index n) {
+  if constexpr (requires { mask.classify(ab::Rect{}); }) {
+    constexpr Index width = ab::detail::block_width<T>, keys = 16;
+    double pairs = 0;
+    for (Index i = 0; i < n; i += width)
+      for (Index j = 0; j < n; j += keys) {
+        const Index end = std::min(i + width, n);
+        if (mask.classify({i, end, j, std::min(j + keys, n), 0, 0, n, n}) != ab::mask::Coverage::skip)
+          pairs += static_cast<double>((end - i) * keys);
+      }
+    return pairs;
+  } else {
+    return 0;
+  }
+}
+
 /// `policy(x)` for all queries, `last(x, count)` the same for the last ones.
 template <class T, class Policy, class Last>
 void add(const char* name, Policy policy, Last last, std::function<double(const Inputs<T>&)> visible_pairs = {}) {
@@ -69,7 +88,10 @@ void add(const char* name, Policy policy, Last last, std::function<double(const 
     const double pairs = visible_pairs ? visible_pairs(x) : all;
     bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time);
     state.counters["x_forward"] = time / of_forward;
-    if (visible_pairs) state.counters["per_pair"] = (time / pairs) / (of_forward / all);
+    if (visible_pairs) {
+      state.counters["per_pair"] = (time / pairs) / (of_forward / all);
+      state.counters["per_tile"] = (time / visible_in_tiles<T>(policy(x), x.length)) / (of_forward / all);
+    }
   };
   benchmark::RegisterBenchmark((std::string(name) + (sizeof(T) == 4 ? "<float>" : "<double>")).c_str(), run)
       ->ArgName("N")

@@ -24,8 +24,9 @@ struct Rect {
 
 /// A mask says what may be attended: pure, must not throw. `visible` is called with scalars and with packs; for packs
 /// it returns a comparison of packs, or a bool that holds for all lanes.
-/// It may have `validate`, `borrowed` and `prefers_key_lanes`, as a score modifier may, and `Index query_grain() const`:
-/// how many queries, from each multiple of it on, see the same keys, so that no block of queries need be on both sides.
+/// It may have `validate`, `borrowed` and `prefers_key_lanes`, as a score modifier may, and `Index query_grain()
+/// const`: how many queries, from each multiple of it on, see the same keys, so that no block of queries need be on
+/// both sides.
 template <class M, class T>
 concept Mask = requires(const M& m, const Rect& rect, const Site<T>& site, const Site<simd::Pack<T>>& sites) {
   { m.classify(rect) } -> std::convertible_to<mask::Coverage>;

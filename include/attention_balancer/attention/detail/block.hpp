@@ -55,24 +55,18 @@ class Block {
   }
 
   /// This block and the `count` - 1 that follow it, all of whole packs: the same results.
-  void run_together(Index count) noexcept {
-    if (count == 2) return run_together<2>();
-    run_together<most_together>();
+  ATTENTION_BALANCER_NOINLINE void run_together(int count) noexcept {
+    alignas(Block) std::byte memory[most_together - 1][sizeof(Block)];
+    Block* blocks[most_together] = {this};
+    for (int b = 1; b < count; ++b) blocks[b] = new (memory[b - 1]) Block(*this, b, first_ + b * width);
+    for (int b = 0; b < count; ++b) blocks[b]->begin();
+    attend(blocks, count, false);
+    for (int b = 0; b < count; ++b) blocks[b]->finish();
   }
 
  private:
   static constexpr int n = simd::lanes<T>;
   static constexpr Index width = V * n;
-
-  template <int Count>
-  ATTENTION_BALANCER_NOINLINE void run_together() noexcept {
-    alignas(Block) std::byte memory[Count - 1][sizeof(Block)];
-    Block* blocks[Count] = {this};
-    for (int b = 1; b < Count; ++b) blocks[b] = new (memory[b - 1]) Block(*this, b, first_ + b * width);
-    for (Block* b : blocks) b->begin();
-    attend(blocks, Count, false);
-    for (Block* b : blocks) b->finish();
-  }
 
   void begin() noexcept {
     load_queries();
@@ -427,7 +421,8 @@ ATTENTION_BALANCER_NOINLINE void attend_queries(const Call<T>& call, Index batch
     Index together = scratch.together;
     while (together > 1 && packs < together * block_packs + 2) together /= 2;
     if (together > 1) {
-      Block<T, block_packs>(call, batch, head, first, block_packs * n, scratch, evidence).run_together(together);
+      Block<T, block_packs>(call, batch, head, first, block_packs * n, scratch, evidence)
+          .run_together(static_cast<int>(together));
       first += together * block_packs * n;
       continue;
     }

@@ -17,8 +17,8 @@ inline constexpr Index block_keys = 128;
 /// The last step may be longer, rather than leave a few keys to a step of their own.
 inline constexpr Index longest_step = block_keys + 32;
 
-/// Blocks of queries that may walk the keys side by side.
-inline constexpr int most_together = 4;
+/// Blocks of queries that may walk the keys side by side: the narrower they are, the more of them.
+inline constexpr int most_together = std::clamp(256 / static_cast<int>(sizeof(simd::Pack<float>)), 4, 8);
 
 /// Queries in a full block.
 template <Scalar T>

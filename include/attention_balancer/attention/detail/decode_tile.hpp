@@ -26,17 +26,31 @@ inline constexpr int decode_keys = std::max(simd::lanes<T>, 8) / (R == 3 ? 4 : R
 /// Keys that a table of addresses must go on for behind the last one, repeating it.
 inline constexpr Index table_slack = 16;
 
-/// Asks for the cache line of a feature of a row that will be read soon, while the same place of another row is
-/// worked on. Evenly spread: a core has few places for lines that are on their way, and waits when they are all
-/// taken.
-template <int Lanes, class Stored>
-ATTENTION_BALANCER_INLINE void ask_ahead(const Stored* row, Index feature) noexcept {
-  constexpr Index per_line = 64 / static_cast<Index>(sizeof(Stored));
-  if constexpr (Lanes % per_line == 0)
-    simd::prefetch(row + feature);
-  else if (feature % per_line == 0)
-    simd::prefetch(row + feature);
-}
+/// Asks for the cache lines of rows that will be read soon, one by one in the order of their addresses, which is
+/// what memory answers fastest, while other rows are worked on. Evenly spread: a core has few places for lines that
+/// are on their way, and waits when they are all taken. Any rows will do.
+template <class Stored>
+class AskAhead {
+ public:
+  ATTENTION_BALANCER_INLINE AskAhead(const Stored* const* rows, Index dim) noexcept : row_(rows), dim_(dim) {}
+
+  /// To be called for each pack of features of each row that is worked on, with its first feature.
+  template <int Lanes>
+  ATTENTION_BALANCER_INLINE void step(Index feature) noexcept {
+    if constexpr (Lanes % per_line != 0)
+      if (feature % per_line != 0) return;
+    simd::prefetch(*row_ + at_);
+    at_ += per_line;
+    if (at_ < dim_) return;
+    at_ = 0;
+    ++row_;
+  }
+
+ private:
+  static constexpr Index per_line = 64 / static_cast<Index>(sizeof(Stored));
+  const Stored* const* row_;
+  Index at_ = 0, dim_;
+};
 
 /// into [R, K] at `stride` = each accumulator summed over its lanes, by trees that take `lanes` of them at a time.
 template <Scalar T, int R, int K>
@@ -77,6 +91,7 @@ ATTENTION_BALANCER_NOINLINE void score_rows(const T* queries, Index query_stride
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>, K = decode_keys<T, R>;
   const Index whole = dim / n * n;
+  AskAhead<Stored> asking(ahead, dim);
   for (Index j = 0; j < count; j += K) {
     S sums[R][K];
     ATTENTION_BALANCER_UNROLL
@@ -88,7 +103,7 @@ ATTENTION_BALANCER_NOINLINE void score_rows(const T* queries, Index query_stride
       for (int r = 0; r < R; ++r) q[r] = simd::load_aligned<S>(queries + r * query_stride + c);
       ATTENTION_BALANCER_UNROLL
       for (int k = 0; k < K; ++k) {
-        ask_ahead<n>(ahead[j + k], c);
+        asking.template step<n>(c);
         const S x = simd::in_register(load(keys[j + k] + c));
         ATTENTION_BALANCER_UNROLL
         for (int r = 0; r < R; ++r) sums[r][k] = simd::fma(q[r], x, sums[r][k]);
@@ -114,9 +129,10 @@ inline constexpr int decode_packs = has_32_registers ? (R <= 2 ? 8 : 4)
 template <Scalar T, class Stored, int R, int C, bool Partial>
 ATTENTION_BALANCER_INLINE void value_columns(const T* weights, Index weight_stride, const Stored* const* values,
                                              Index at, Index count, int features, T* output, Index output_stride,
-                                             const Stored* const* ahead) noexcept {
+                                             AskAhead<Stored>& asking) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
+  AskAhead<Stored> ahead = asking;
   S sums[R][C];
   ATTENTION_BALANCER_UNROLL
   for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
@@ -126,7 +142,7 @@ ATTENTION_BALANCER_INLINE void value_columns(const T* weights, Index weight_stri
     S x[C];
     ATTENTION_BALANCER_UNROLL
     for (int c = 0; c < C; ++c) {
-      ask_ahead<n>(ahead[j], at + c * n);
+      ahead.template step<n>(at + c * n);
       if constexpr (Partial)
         x[c] = simd::load_first_as<S>(value + c * n, features);
       else
@@ -142,23 +158,32 @@ ATTENTION_BALANCER_INLINE void value_columns(const T* weights, Index weight_stri
   ATTENTION_BALANCER_UNROLL
   for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
   for (int c = 0; c < C; ++c) simd::store_aligned(output + r * output_stride + c * n, sums[r][c]);
+  asking = ahead;
 }
 
-/// output [R, Dv] += weights [R, count] V. Rows of the output are padded to whole packs.
-template <Scalar T, class Stored, int R, int C = decode_packs<R>>
-ATTENTION_BALANCER_NOINLINE void value_rows(const T* weights, Index weight_stride, const Stored* const* values,
+template <Scalar T, class Stored, int R, int C>
+ATTENTION_BALANCER_NOINLINE void value_rest(const T* weights, Index weight_stride, const Stored* const* values,
                                             Index at, Index count, Index dim, T* output, Index output_stride,
-                                            const Stored* const* ahead) noexcept {
+                                            AskAhead<Stored>& ahead) noexcept {
   constexpr Index width = Index(C) * simd::lanes<T>;
   for (; at + width <= dim; at += width)
     value_columns<T, Stored, R, C, false>(weights, weight_stride, values, at, count, 0, output + at, output_stride,
                                           ahead);
   if (at == dim) return;
   if constexpr (C > 1)
-    value_rows<T, Stored, R, C / 2>(weights, weight_stride, values, at, count, dim, output, output_stride, ahead);
+    value_rest<T, Stored, R, C / 2>(weights, weight_stride, values, at, count, dim, output, output_stride, ahead);
   else
     value_columns<T, Stored, R, 1, true>(weights, weight_stride, values, at, count, static_cast<int>(dim - at),
                                          output + at, output_stride, ahead);
+}
+
+/// output [R, Dv] += weights [R, count] V. Rows of the output are padded to whole packs.
+template <Scalar T, class Stored, int R>
+void value_rows(const T* weights, Index weight_stride, const Stored* const* values, Index count, Index dim,
+                T* output, Index output_stride, const Stored* const* ahead) noexcept {
+  AskAhead<Stored> asking(ahead, dim);
+  value_rest<T, Stored, R, decode_packs<R>>(weights, weight_stride, values, 0, count, dim, output, output_stride,
+                                            asking);
 }
 
 /// distances [count] = |v_j - o|^2 for one row o [Dv], zeros behind; v_j is scales[j] times what is stored if

@@ -289,7 +289,7 @@ class SplitWork {
   void add(Index count, const Stored* const* next) noexcept {
     constexpr Index stride = DecodeSizes<T>::strip;
     for_row_tiles(sizes_.rows, [&]<int R>(std::integral_constant<int, R>, Index r) {
-      value_rows<T, Stored, R>(s_.strip + r * stride, stride, s_.values, 0, count, p_.value_dim,
+      value_rows<T, Stored, R>(s_.strip + r * stride, stride, s_.values, count, p_.value_dim,
                                output_ + r * sizes_.value_dim, sizes_.value_dim, r == 0 ? next : s_.values);
     });
   }
@@ -300,7 +300,7 @@ class SplitWork {
     for (Index r = 0; r < sizes_.rows; ++r)
       for (Index j = 0; j < count; ++j)
         if (s_.spare[r * stride + j] != -infinity<T>)
-          value_rows<T, Stored, 1>(s_.strip + r * stride + j, stride, s_.values + j, 0, 1, p_.value_dim,
+          value_rows<T, Stored, 1>(s_.strip + r * stride + j, stride, s_.values + j, 1, p_.value_dim,
                                    output_ + r * sizes_.value_dim, sizes_.value_dim, s_.values + j);
   }
 

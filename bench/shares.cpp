@@ -4,6 +4,7 @@
 // Weights are log-uniform over six units of the logarithm, from a generator that policies.py repeats bit for bit.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -90,6 +91,33 @@ void top_k(benchmark::State& state) {
   measure(state, [&] { benchmark::DoNotOptimize(allocate::top_k(in.weights, budget)); });
 }
 
+/// One cycle of a feedback from the state log r = z / 2, r adding up to 1, given w / max w: weights, losses and loads
+/// alike.
+template <class Policy>
+void cycle(benchmark::State& state, const Policy& policy) {
+  const Inputs in(state.range(0));
+  const double largest = *std::max_element(in.weights.begin(), in.weights.end());
+  Numbers signal, start, log_state;
+  for (const double w : in.weights) signal.push_back(w / largest);
+  for (const double z : in.logits) start.push_back(z / 2);
+  ab::detail::normalise_log(std::span<double>(start));
+  log_state = start;
+  policy(log_state, signal);
+  double sum = 0;
+  for (const double x : log_state) sum += std::exp(x);
+  if (!(std::abs(sum - 1) < 1e-9)) return state.SkipWithError("the state does not add up to 1");
+  // As a number: two states are the same if these are, which policies.py compares.
+  double moment = 0;
+  for (std::size_t i = 0; i < log_state.size(); ++i) moment += std::exp(log_state[i]) * in.logits[i];
+  state.counters["moment"] = moment;
+  measure(state, [&] {
+    std::copy(start.begin(), start.end(), log_state.begin());
+    policy(log_state, signal);
+    benchmark::DoNotOptimize(log_state.data());
+    benchmark::ClobberMemory();
+  });
+}
+
 template <class F>
 void add(const char* name, const F& f, Index most = 1000000) {
   auto* b = benchmark::RegisterBenchmark(name, f)->ArgName("N")->Unit(benchmark::kMicrosecond);
@@ -112,6 +140,9 @@ void add_all() {
   share("entmax15", [](const Inputs& in, Numbers& out) { allocate::Entmax15{}.of_logits(in.logits, out); });
   share("entmax1.25",
         [](const Inputs& in, Numbers& out) { allocate::Entmax<double>{.alpha = 1.25}.of_logits(in.logits, out); });
+  const auto feedback = [](const char* name, auto policy) {
+    add(name, [policy](benchmark::State& state) { cycle(state, policy); });
+  };
   const auto divide = [](const char* name, auto method) {
     add(name, [method](benchmark::State& state) {
       units(state, [&](const Inputs& in) { return method(in.weights, in.total()); });
@@ -130,6 +161,12 @@ void add_all() {
       100000);
   divide("bits", apportion::bits);
   add("top_k", top_k);
+  feedback("plain", ab::feedback::Plain<double>{});
+  feedback("leaky", ab::feedback::Leaky<double>{.rate = 0.5});
+  feedback("ema", ab::feedback::Ema<double>{.rate = 0.5});
+  feedback("fixed_share", ab::feedback::FixedShare{0.01, ab::feedback::Plain<double>{}});
+  feedback("hedge", ab::feedback::Hedge<double>{.eta = 0.1});
+  feedback("bias_balancing", ab::feedback::BiasBalancing<double>{.step = 0.01});
 }
 
 const bool added = (add_all(), true);

@@ -2,12 +2,16 @@
 """The policies of bench_shares beside their Python counterparts, on the same weights, in one run: prints a table.
 
     cmake --preset release -DATTENTION_BALANCER_BENCH=ON && cmake --build --preset release --target bench_shares
-    python3 -m pip install numpy==2.4.6 entmax==1.3 apportionment==1.0
-    python3 bench/peers/policies.py
+    python3 -m venv build/peers/venv
+    for r in requirements requirements-torch requirements-policies; do
+      build/peers/venv/bin/python -m pip install --no-deps --only-binary :all: --require-hashes -r bench/peers/$r.txt
+    done
+    build/peers/venv/bin/python bench/peers/policies.py
 
-Both sides use one thread and double. Each result of a peer is compared with the same by another way before it is timed:
-shares and units must add up. Where no package has the policy, the peer is what one would write with NumPy: bisection on
-nu, 60 steps. A peer that would need more than its limit of memory or time at a size is left out there.
+Both sides use one thread and double. Results are checked before they are timed: shares and units must add up, and a
+feedback must leave the same state as ours, compared by its mean of the logits. Where no package has the policy, the
+peer is what one would write with NumPy: bisection on nu, 60 steps. A peer that would need more than its limit of memory
+or time at a size is left out there.
 """
 import argparse
 import json
@@ -52,6 +56,31 @@ def capped_simplex(w, cap):
     return np.clip(w + nu, 0, cap)
 
 
+def normalised(log_r):
+    x = log_r - log_r.max()
+    return x - np.log(np.exp(x).sum())
+
+
+def mixed(log_r, alpha):
+    return np.logaddexp(np.log1p(-alpha) + log_r, np.log(alpha / len(log_r)))
+
+
+def feedbacks(n):
+    """{feedback: one cycle, from the same state and signal as in bench/shares.cpp}"""
+    z = make_logits(n)
+    state = normalised(z / 2)
+    w = np.exp(z)
+    w = w / w.max()
+    return {
+        "plain": lambda: normalised(state + np.log(w)),
+        "leaky": lambda: normalised(0.5 * state + 0.5 * np.log(np.maximum(w, 1e-6 * w.max()))),
+        "ema": lambda: np.log(0.5 * np.exp(state) + 0.5 * w / w.sum()),
+        "fixed_share": lambda: mixed(normalised(state + np.log(w)), 0.01),
+        "hedge": lambda: normalised(state - 0.1 * w),
+        "bias_balancing": lambda: normalised(state + 0.01 * np.sign(w.mean() - w)),
+    }
+
+
 def peers(n):
     """{policy: (who, function)} for n items; the function returns shares or units."""
     z = make_logits(n)
@@ -80,11 +109,16 @@ def peers(n):
                 continue
             of_apportionment[ours] = (
                 "apportionment", lambda theirs=theirs: np.array(methods.compute(theirs, w, 10 * n, parties=parties)))
+    of_numpy |= {name: ("NumPy", cycle) for name, cycle in feedbacks(n).items()}
     return of_numpy | of_entmax | of_apportionment
 
 
-def check(policy, n, result):
+def check(policy, n, result, moment):
     result = np.asarray(result)
+    if moment is not None:
+        r = np.exp(result)
+        assert abs(r.sum() - 1) < 1e-9 and abs((r * make_logits(n)).sum() - moment) < 1e-9, policy
+        return ""
     expected = {"top_k": None}.get(policy, 10 * n if result.dtype.kind == "i" else 1)
     if expected is None:
         assert len(result) == n // 10
@@ -131,7 +165,7 @@ def main():
             ours = result["real_time"] * {"ns": 1, "us": 1e3, "ms": 1e6}[result["time_unit"]] / n
             if policy in (found := peers(n)):
                 who, function = found[policy]
-                who += check(policy, n, function())
+                who += check(policy, n, function(), result.get("moment"))
                 theirs = seconds_of(function) * 1e9 / n
                 print(f"| {policy} | {n} | {ours:.1f} | {who} | {theirs:.1f} | {theirs / ours:.1f} |", flush=True)
             else:

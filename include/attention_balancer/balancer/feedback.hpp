@@ -120,9 +120,10 @@ struct Ema {
   template <Scalar S>
   void apply(std::span<S> log_state, std::span<const S> weights) const {
     validate();
+    detail::check_size("signal", weights.size(), "the state", log_state.size());
+    const double largest = detail::largest_weight(weights);
     double sum = 0;  // of the weights, relative to the largest
-    detail::for_each_log_weight(weights, log_state.size(),
-                                [&](std::size_t, double log_weight) { sum += std::exp(log_weight); });
+    for (const S w : weights) sum += largest > 0 ? static_cast<double>(w) / largest : 1.0;
     const double log_all = detail::log_sum_exp(std::span<const S>(log_state));
     const double log_keep = log_all == detail::minus_infinity ? detail::minus_infinity  // nothing to remember
                                                               : std::log1p(-static_cast<double>(rate)) - log_all;
@@ -158,10 +159,11 @@ struct Plain {
  private:
   template <Scalar S>
   static void apply(std::span<S> log_state, std::span<const S> weights) {
+    detail::check_size("signal", weights.size(), "the state", log_state.size());
+    const bool all_zero = detail::largest_weight(weights) == 0;
     bool alive = false;  // seen before anything is written
-    detail::for_each_log_weight(weights, log_state.size(), [&](std::size_t i, double log_weight) {
-      alive = alive || static_cast<double>(log_state[i]) + log_weight > detail::minus_infinity;
-    });
+    for (std::size_t i = 0; i < weights.size() && !alive; ++i)
+      alive = (all_zero || weights[i] > S(0)) && static_cast<double>(log_state[i]) > detail::minus_infinity;
     if (!alive) detail::nothing_alive();
     detail::for_each_log_weight(weights, log_state.size(), [&](std::size_t i, double log_weight) {
       log_state[i] = static_cast<S>(static_cast<double>(log_state[i]) + log_weight);

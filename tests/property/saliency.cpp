@@ -24,11 +24,14 @@ struct Case {
   std::vector<T> keys, values;
 
   static std::vector<std::vector<double>> make() {
-    const auto n = static_cast<std::size_t>(property::in_range(0, 40));
-    std::vector<std::vector<double>> rows;
-    for (std::size_t j = 0; j < n; ++j) {
-      rows.emplace_back();
-      for (const int x : property::as_many(features, -50, 51)) rows.back().push_back(x / 16.0);
+    const std::size_t n = property::in_range(0, 40) == 0 ? 0 : property::size();
+    std::vector<std::vector<double>> rows(n);
+    if (n <= 60) {
+      for (auto& row : rows)
+        for (const int x : property::as_many(features, -50, 51)) row.push_back(x / 16.0);
+    } else {
+      const auto all = property::as_many(n * features, -50, 51);  // from a seed: one draw, not n
+      for (std::size_t i = 0; i < all.size(); ++i) rows[i / features].push_back(all[i] / 16.0);
     }
     return rows;
   }

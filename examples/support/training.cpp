@@ -21,7 +21,7 @@ Random random_of(unsigned seed, unsigned purpose, std::size_t epoch, std::size_t
   std::seed_seq sequence{seed, purpose, static_cast<unsigned>(epoch), static_cast<unsigned>(step)};
   return Random(sequence);
 }
-enum Purpose : unsigned { for_order = 1, for_step = 2, for_prediction = 3 };
+enum Purpose : unsigned { for_order = 1, for_step = 2, for_prediction = 3, for_draws = 4 };
 
 std::vector<std::uint64_t> shape_of(const Rows<float>& matrix) {
   return {static_cast<std::uint64_t>(matrix.rows()), static_cast<std::uint64_t>(matrix.cols())};
@@ -252,8 +252,16 @@ std::vector<std::size_t> Training::order_of_epoch(int epoch) {
   std::vector<std::size_t> order;
   if (balancer_) {
     if (epoch > 0) balancer_->update(last_losses_);
-    const auto units = balancer_->units(static_cast<ab::Index>(train_.size()));
-    for (std::size_t i = 0; i < units.size(); ++i) order.insert(order.end(), static_cast<std::size_t>(units[i]), i);
+    // As often as its share says on average. units() would draw each exactly once: a floor of 0.2 draws is rounded
+    // up to a whole one. Systematic sampling instead: one random offset, then an example at every whole number.
+    auto offset = random_of(options_.seed, for_draws, static_cast<std::size_t>(epoch));
+    double at = std::uniform_real_distribution<double>(0, 1)(offset);
+    const auto shares = balancer_->shares();
+    for (std::size_t i = 0; i < shares.size() && order.size() < train_.size(); ++i)
+      for (at += static_cast<double>(shares[i]) * static_cast<double>(train_.size());
+           at >= 1 && order.size() < train_.size(); --at)
+        order.push_back(i);
+    while (order.size() < train_.size()) order.push_back(order.size());
   } else {
     order.resize(train_.size());
     std::iota(order.begin(), order.end(), std::size_t{0});

@@ -18,7 +18,7 @@ namespace example {
 /// How the examples of an epoch are drawn. There are as many draws as examples, whatever the rule.
 enum class Draw {
   uniform,   // each once, in random order
-  balancer,  // as often as its units of a ResourceBalancer say, that is fed with the last loss of each example
+  balancer,  // as often as its share of a ResourceBalancer says on average, that is fed with the last losses
 };
 
 struct TrainingOptions {

@@ -137,6 +137,15 @@ TEST_CASE("training: the model of the best epoch, by validation, also after an i
   CHECK(example::predict(again.model, again.validation, {}).losses == losses[static_cast<std::size_t>(best)]);
 }
 
+TEST_CASE("training: the balancer draws other examples than each once, from the second epoch on") {
+  Run uniform(options_with({})), drawn(options_with({}, example::Draw::balancer));
+  uniform.training.run();
+  drawn.training.run();
+  const auto &a = uniform.training.step_losses(), &b = drawn.training.step_losses();
+  REQUIRE(a.size() == b.size());
+  CHECK_FALSE(std::equal(a.begin() + 8, a.end(), b.begin() + 8));
+}
+
 TEST_CASE("training: what is held out") {
   const auto data = sequences(20, 1);
   const auto [rest, held] = example::hold_out(data, 0.25, 1);

@@ -181,7 +181,7 @@ void attention_backward(const TensorView<Q>& q, const TensorView<K>& k, const Te
                         const TensorView<DQ>& dq, const TensorView<DK>& dk, const TensorView<DV>& dv,
                         P&&... policies) {
   using T = std::remove_const_t<DQ>;
-  constexpr bool packed = detail::count_of<detail::PolicyKind::sequences, T, P...> == 1;
+  constexpr bool packed = detail::count_of<detail::PolicyKind::sequences, T, P...> != 0;
   constexpr bool list = detail::is_evidence_list<T, L>;
   constexpr bool known = std::is_same_v<L, Evidence<T>> || detail::is_lse_view<T, L> || list;
   static_assert(

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -273,4 +274,28 @@ TEST_CASE("Tempered at temperatures whose powers leave every range", "[allocate]
   std::vector<double> shares(2);
   allocate::Proportional{}(std::vector<double>{-0.0, 1}, shares);
   CHECK(!std::signbit(shares[0]));
+}
+
+TEMPLATE_TEST_CASE("shares: many held by common floors and caps leave the total whole", "", float, double) {
+  // Weights over tens of powers of ten under tight common bounds: where the first guess of Newton's method is far off,
+  // and a step ends between two numbers at which the same items are held.
+  std::mt19937_64 random(20261124);
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform;
+  for (int trial = 0; trial < 4000; ++trial) {
+    const auto n = static_cast<std::size_t>(16 + trial % 40);
+    const double mean = 1 / static_cast<double>(n);
+    const auto cap = static_cast<TestType>((1 + 3 * uniform(random)) * mean);
+    const auto floor = std::min(cap, static_cast<TestType>(uniform(random) * mean));
+    std::vector<TestType> weights(n), shares(n);
+    for (auto& w : weights) w = static_cast<TestType>(std::exp(normal(random) * (uniform(random) < 0.1 ? 15 : 2)));
+    CAPTURE(trial, n, floor, cap);
+    allocate::Bounded<TestType>{floor, cap}(weights, shares);
+    double sum = 0;
+    for (const TestType share : shares) {
+      REQUIRE((share >= floor && share <= cap));
+      sum += static_cast<double>(share);
+    }
+    REQUIRE(std::abs(sum - 1) <= double(n) * double(std::numeric_limits<TestType>::epsilon()));
+  }
 }

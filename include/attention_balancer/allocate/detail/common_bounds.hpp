@@ -21,8 +21,6 @@ namespace attention_balancer::detail {
 struct Held {
   std::int64_t at_floor = 0, at_cap = 0;
   double free = 0;
-
-  bool operator==(const Held&) const = default;
 };
 
 /// low and below are at the floor, high and above at the cap. In the blocks of total_of.
@@ -44,15 +42,14 @@ Held held_by(std::size_t n, const Value& value, double low, double high) {
 }
 
 /// shares_i = clip(nu * value_i, floor, cap), by Newton's method on the nu at which they add up to 1; `sum` is that
-/// of the values. It is done when the same items are held twice in turn. False, and nothing has been written, where
-/// that is not soon, or the shares of few items could miss 1 by more than n * epsilon.
+/// of the values. It is done when a step stays where it was: held equal after a bisection says nothing. False, and
+/// nothing has been written, where that is not soon, or the shares miss 1 by more than n * epsilon.
 template <Scalar T, class Value>
 bool fill_common(double sum, double floor, double cap, std::span<T> shares, const Value& value) {
   const std::size_t n = shares.size();
   const double items = static_cast<double>(n);
   if (n < 16 || !(items * floor < 0.999999) || !(items * cap > 1.000001)) return false;
   double nu = 1 / sum, below = 0, above = std::numeric_limits<double>::infinity();
-  Held before{-1, -1, 0};
   for (int step = 0; step < 40; ++step) {
     const double low = floor / nu, high = cap / nu;
     const Held held = held_by(n, value, low, high);
@@ -60,19 +57,24 @@ bool fill_common(double sum, double floor, double cap, std::span<T> shares, cons
     const double remaining = std::fma(-at_cap, cap, std::fma(-at_floor, floor, 1.0));
     if (!is_plain(held.free)) return false;
     const double next = remaining / held.free;
-    if (held == before || next == nu) {
-      T* const out = shares.data();
-      for (std::size_t i = 0; i < n; ++i) {
-        const double x = value(i), share = remaining * (x / held.free);
-        double within = share < floor ? floor : share;  // step by step: no branch that is hard to foretell
+    if (next == nu) {
+      const auto share = [&](std::size_t i) {
+        const double x = value(i), proportion = remaining * (x / held.free);
+        double within = proportion < floor ? floor : proportion;  // step by step: no branch that is hard to foretell
         within = within > cap ? cap : within;
         within = x <= low ? floor : within;
         within = x >= high ? cap : within;
-        out[i] = static_cast<T>(within);
-      }
+        return static_cast<T>(within);
+      };
+      Sum total;
+      for (std::size_t begin = 0; begin < n; begin += total_block)
+        total.add(block_sum(begin, std::min(n, begin + total_block),
+                            [&](std::size_t i) { return static_cast<double>(share(i)); }));
+      if (!(std::abs(total.value() - 1) <= sum_slack<T>(n))) return false;
+      T* const out = shares.data();
+      for (std::size_t i = 0; i < n; ++i) out[i] = share(i);
       return true;
     }
-    before = held;
     (nu * held.free < remaining ? below : above) = nu;
     nu = next > below && next < above ? next : below + (above - below) / 2;
   }

@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-sh cmake/debian.sh g++ clang cmake ninja-build binutils libxsimd-dev libeigen3-dev catch2 librapidcheck-dev \
+sh cmake/debian.sh g++ clang cmake ninja-build binutils ccache libxsimd-dev libeigen3-dev catch2 librapidcheck-dev \
   libbenchmark-dev nlohmann-json3-dev libcli11-dev libutf8proc-dev libstb-dev libomp-dev libtbb-dev \
   g++-aarch64-linux-gnu qemu-user
 

@@ -197,3 +197,34 @@ TEST_CASE("knapsack is within its gap of the best, and at least half of it") {
     CHECK(cost == p.cost);
   }
 }
+
+TEST_CASE("prices and values as large and as small as they come") {
+  using V = std::vector<double>;
+  constexpr Index most = std::numeric_limits<Index>::max();
+  // Values per cost underflow: the order is theirs all the same, and the bound holds.
+  const auto tiny = allocate::knapsack(V{2e-323, 3e-323, 1e-322}, Units{10, 10, 100}, 100);
+  CHECK(tiny.value == 1e-322);
+  CHECK(allocate::knapsack(V{5e-324, 1e-323}, Units{3, 5}, 5).value == 1e-323);
+  CHECK(allocate::knapsack(V{1e-323, 1.5e-323}, Units{4, 7}, 4).value == 1e-323);
+  const auto dense = allocate::knapsack(V{5e-324, 5e-324, 5e-324, 1.5e-323}, Units{1, 1, 1, 100}, 100);
+  CHECK(dense.value == 1.5e-323);
+  CHECK(dense.bound >= dense.value);
+  CHECK(allocate::knapsack(V{1e308, 1}, Units{most, most}, most).value == 1e308);
+  CHECK(allocate::knapsack(V{1e308, 5e-324}, Units{most, 0}, most).cost == most);
+  CHECK_THROWS_WITH(allocate::knapsack(V{1e308, 1e308}, Units{1, 1}, 2), ContainsSubstring("sum of the values"));
+  CHECK_THROWS_AS(allocate::knapsack(V{1, 1}, Units{most, most}, most, {.pins = Units{0, 1}}), ab::BudgetError);
+  CHECK_THROWS_WITH(apportion::priced_bits(V{1e308, 1e308}, Units{1, 1}, 8, 0, 8),
+                    ContainsSubstring("sum of the sensitivity"));
+  CHECK_THROWS_AS(apportion::priced_bits(V{1}, Units{1}, 8, most, most), ab::BudgetError);
+  CHECK(apportion::priced_bits(V{1e308, 5e-324}, Units{1, 1}, Index(1) << 53, 0, most).bits[1] > 0);
+  // Bits up to the largest total; and a bound so large that blocks of it exceed every number says so.
+  const Index total = Index(1) << 53;
+  const auto bits = apportion::bits(V{5e-324, 1.7e308, -0.0}, total);
+  CHECK(bits[0] + bits[1] == total);
+  CHECK(bits[1] - bits[0] == 1048);
+  CHECK_THROWS_AS(apportion::bits(V{1, 1}, total + 1), ab::BudgetError);
+  const Units huge{most, 0};
+  const std::vector<apportion::Pin> pins{{0, 1000}};
+  CHECK_THROWS_AS(apportion::hamilton(V{1, 1}, 1000, {.lower = huge, .step = 1000, .pins = pins}), ab::BudgetError);
+  CHECK_THROWS_AS(apportion::hamilton(V{1, 1}, 1000, {.lower = huge, .step = 1000}), ab::BudgetError);
+}

@@ -105,3 +105,27 @@ TEST_CASE("dominant_resource names what is wrong") {
   CHECK_THROWS_WITH(allocate::dominant_resource(V{1, 1}, V{9, 18}, V{}, V{-1}),
                     ContainsSubstring("cap of user 0 is -1"));
 }
+
+TEST_CASE("dominant_resource: numbers as large and as small as they come") {
+  using V = std::vector<double>;
+  // Sums of demands, of weights and of tasks would overflow, or vanish; shares are the same as of ones.
+  for (const double scale : {1e-300, 1e-30, 1e30, 1e308}) {
+    CAPTURE(scale);
+    const auto plan =
+        allocate::dominant_resource(V{scale, scale, scale, scale}, V{scale}, V{1e308, 1e308, 1e308, 0});
+    for (int i = 0; i < 3; ++i) CHECK(plan.tasks[std::size_t(i)] == Approx(1.0 / 3));
+    CHECK(plan.tasks[3] == 0.0);
+    CHECK(plan.used[0] == Approx(scale));
+  }
+  const auto capped = allocate::dominant_resource(V{1, 1}, V{1}, V{1, 1e-300}, V{0.25, 1e308});
+  CHECK(capped.tasks[0] == 0.25);
+  CHECK(capped.tasks[1] == Approx(0.75));
+  const auto nothing = allocate::dominant_resource(V{1e308, -0.0, 1, 1}, V{1e-300, 1}, V{0, 1});
+  CHECK(nothing.share[0] == 0.0);
+  CHECK(nothing.tasks[1] == Approx(1e-300));
+  // What double cannot hold is an error, and no infinite tasks.
+  CHECK_THROWS_WITH(allocate::dominant_resource(V{1e308, 1}, V{1e-308}), ContainsSubstring("weight of user 0"));
+  CHECK_THROWS_AS(allocate::dominant_resource(V{1, 5e-324}, V{1e300}), ab::InputError);
+  CHECK_THROWS_AS(allocate::dominant_resource(V{1, 1}, V{1}, V{1, 1e-310}), ab::InputError);
+  CHECK_THROWS_AS(allocate::dominant_resource(V{std::nan("")}, V{1}), ab::InputError);
+}

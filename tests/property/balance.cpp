@@ -43,7 +43,7 @@ TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes",
   holds(
       "Leaky",
       [] {
-        const auto n = property::in_range<std::size_t>(1, 40);
+        const auto n = property::size();
         ab::ResourceBalancer balancer(static_cast<Index>(n), ab::allocate::Proportional{}, leaky<T>());
         for (int t = 0; t < 10; ++t) {
           const auto shares = balancer.update(signal<T>(n));
@@ -87,7 +87,7 @@ TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes",
 TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[property]", float, double) {
   using T = TestType;
   holds("two states under the same signals approach by 1 - rate each cycle", [] {
-    const auto n = property::in_range<std::size_t>(1, 40);
+    const auto n = property::size(20000);
     const auto policy = leaky<T>();
     auto a = signal<T>(n), b = signal<T>(n);
     for (auto* state : {&a, &b})
@@ -144,7 +144,7 @@ TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]"
   holds(
       "same signals, same shares; a restored balancer goes on as the saved one",
       [] {
-        const auto n = property::in_range<std::size_t>(1, 20);
+        const auto n = property::size(10000);
         const int cut = property::in_range(0, 10);
         const auto policy = leaky<T>();
         const T floor = static_cast<T>(0.1 / static_cast<double>(n));
@@ -164,7 +164,8 @@ TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]"
           PROPERTY(copy(first.log_shares()) == copy(other->log_shares()));
           PROPERTY(first.cycle() == other->cycle());
         }
-        PROPERTY(first.units(1000) == second.units(1000));
+        const Index total = 20 * static_cast<Index>(n);  // floors of two units
+        PROPERTY(first.units(total) == second.units(total));
       },
       300);
 }
@@ -173,7 +174,7 @@ TEMPLATE_TEST_CASE("balancer: units are exact within whole bounds, or it says wh
                    double) {
   using T = TestType;
   holds("units(total)", [] {
-    const auto n = property::in_range<std::size_t>(1, 30);
+    const auto n = property::size(20000);
     const double even = 1.0 / static_cast<double>(n);
     const T floor = static_cast<T>(even * property::in_range(0, 11) / 10.0);
     const T cap = static_cast<T>(std::min(1.0, even * (1 + property::in_range(1, 30) / 10.0)));

@@ -68,8 +68,8 @@ UnitBounds unit_bounds(std::size_t n, Index total, const apportion::Options& opt
     if (units < bounds.lower[i] || units > bounds.upper[i])
       fail<BudgetError>(item_of("pin", i), pin.units,
                         "be within its bounds, other pins and the total, [" +
-                            std::to_string(bounds.lower[i] * step) + ", " + std::to_string(bounds.upper[i] * step) +
-                            "]");
+                            number(static_cast<double>(bounds.lower[i]) * static_cast<double>(step)) + ", " +
+                            number(static_cast<double>(bounds.upper[i]) * static_cast<double>(step)) + "]");
     bounds.lower[i] = bounds.upper[i] = units;
   }
   Index lowers = 0, uppers = 0;  // the uppers saturate at the total

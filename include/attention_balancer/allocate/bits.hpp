@@ -182,6 +182,8 @@ apportion::PricedBits priced_bits(std::span<const double> sensitivity, std::span
     error.add(remaining[i]);
     if (least < most && remaining[i] > 0) offers.push_back({remaining[i] / static_cast<double>(price[i]), i});
   }
+  if (!std::isfinite(error.value()))
+    fail<InputError>("sum of the sensitivity", number(std::numeric_limits<double>::infinity()), "be finite");
   std::make_heap(offers.begin(), offers.end(), worse);
   bool exact = true;  // the fractional optimum is what was bought until the first that the budget no longer covers
   while (!offers.empty()) {
@@ -221,7 +223,8 @@ namespace apportion {
 /// it is small where every price is small beside the budget. O((n + bits) log n).
 ///
 /// Throws ShapeError if the sizes differ, InputError naming the item if a sensitivity is NaN, infinite or negative,
-/// BudgetError if a price is below 1, the bounds cross or the least bits cost more than the budget.
+/// or if they add up to no finite number, BudgetError if a price is below 1, the bounds cross or the least bits cost
+/// more than the budget.
 template <class = void>
 PricedBits priced_bits(std::span<const float> sensitivity, std::span<const Index> price, Index budget, Index least,
                        Index most) {

@@ -41,12 +41,20 @@ allocate::FairTasks dominant_resource(std::span<const T> demands, std::span<cons
   const std::size_t users = demands.size() / resources;
   if (!weights.empty()) check_size("weights", weights.size(), "users", users);
   if (!caps.empty()) check_size("caps", caps.size(), "users", users);
-  static_cast<void>(largest_weight(weights));
+  // Weights, and demands with their capacity, are brought to about 1 by powers of two, so that no sum overflows.
+  int of_weights = 0;
+  static_cast<void>(std::frexp(weights.empty() ? 1.0 : largest_weight(weights), &of_weights));
   for (std::size_t r = 0; r < resources; ++r)
     if (!(capacities[r] >= T(0)) || !std::isfinite(capacities[r]))
       fail<InputError>("capacity of resource " + std::to_string(r), number(capacities[r]),
                        "be finite and not negative");
   const auto demand = [&](std::size_t i, std::size_t r) { return static_cast<double>(demands[i * resources + r]); };
+
+  std::vector<int> of_capacity(resources, 0);
+  std::vector<double> room(resources);
+  for (std::size_t r = 0; r < resources; ++r)
+    room[r] = std::frexp(static_cast<double>(capacities[r]), &of_capacity[r]);
+  const auto part = [&](std::size_t i, std::size_t r) { return std::ldexp(demand(i, r), -of_capacity[r]); };
 
   // Per unit of the common level a user gets rate tasks: its weight over its dominant share per task.
   allocate::FairTasks result;
@@ -62,17 +70,21 @@ allocate::FairTasks dominant_resource(std::span<const T> demands, std::span<cons
         fail<InputError>("demand of user " + std::to_string(i) + " for resource " + std::to_string(r), number(d),
                          "be finite and not negative");
       if (d > 0 && !(capacity > 0) && !starved) starved = true, result.held_by[i] = static_cast<Index>(r);
-      if (d > 0 && capacity > 0) dominant[i] = std::max(dominant[i], d / capacity);
+      if (d > 0 && capacity > 0) dominant[i] = std::max(dominant[i], part(i, r) / room[r]);
     }
-    if (!starved && !(dominant[i] > 0))
+    if (!starved &&
+        std::all_of(&demands[i * resources], &demands[i * resources] + resources, [](T d) { return d == T(0); }))
       fail<InputError>("demand of user " + std::to_string(i), "0 for every resource", "be above 0 for one");
     if (!caps.empty()) {
       cap[i] = static_cast<double>(caps[i]);
       if (!(cap[i] >= 0)) fail<InputError>("cap of user " + std::to_string(i), number(cap[i]), "not be negative");
     }
-    const double weight = weights.empty() ? 1.0 : static_cast<double>(weights[i]);
-    if (starved || weight == 0) continue;
+    const double weight = std::ldexp(weights.empty() ? 1.0 : static_cast<double>(weights[i]), -of_weights);
+    if (starved || (!weights.empty() && weights[i] == T(0))) continue;
     rate[i] = weight / dominant[i];
+    if (!std::isnormal(weight) || !std::isnormal(dominant[i]) || !std::isnormal(rate[i]))
+      fail<InputError>("weight of user " + std::to_string(i) + " over its largest demand, relative to the capacity",
+                       number(rate[i]), "be neither that small nor that large a number");
     active.push_back(i);
   }
   const auto meets_cap = [&](std::size_t i) { return cap[i] / rate[i]; };
@@ -91,19 +103,19 @@ allocate::FairTasks dominant_resource(std::span<const T> demands, std::span<cons
       if (gone[r]) continue;
       // In order of their caps users turn from growing to constant: the use is piecewise linear in the level.
       Sum constant;
-      for (std::size_t i = 0; i < users; ++i) constant.add(demand(i, r) * result.tasks[i]);
-      const double capacity = static_cast<double>(capacities[r]);
+      for (std::size_t i = 0; i < users; ++i)
+        if (result.tasks[i] > 0) constant.add(part(i, r) * result.tasks[i]);
       std::vector<double> growing(active.size() + 1, 0);  // suffix sums, so that nothing is taken away
       for (std::size_t k = active.size(); k-- > 0;)
-        growing[k] = growing[k + 1] + demand(active[k], r) * rate[active[k]];
+        growing[k] = growing[k + 1] + part(active[k], r) * rate[active[k]];
       for (std::size_t k = 0; k < active.size(); ++k) {
         if (!(growing[k] > 0)) break;  // nobody left who needs it
-        const double at = (capacity - constant.value()) / growing[k];
+        const double at = (room[r] - constant.value()) / growing[k];
         if (at <= meets_cap(active[k])) {
           full_at[r] = at;
           break;
         }
-        constant.add(demand(active[k], r) * cap[active[k]]);
+        constant.add(part(active[k], r) * cap[active[k]]);
       }
       level = std::min(level, full_at[r]);
     }
@@ -126,7 +138,8 @@ allocate::FairTasks dominant_resource(std::span<const T> demands, std::span<cons
     for (std::size_t r = 0; r < resources; ++r) gone[r] = gone[r] || full_at[r] == level;
     active.swap(still);
   }
-  for (std::size_t i = 0; i < users; ++i) result.share[i] = result.tasks[i] * dominant[i];
+  for (std::size_t i = 0; i < users; ++i)
+    if (result.tasks[i] > 0) result.share[i] = result.tasks[i] * dominant[i];
   for (std::size_t r = 0; r < resources; ++r) {
     Sum sum;
     for (std::size_t i = 0; i < users; ++i) sum.add(demand(i, r) * result.tasks[i]);
@@ -152,7 +165,8 @@ namespace allocate {
 /// Weight zero gets nothing, as does who needs a resource of capacity zero. O(resources^2 users + users log users).
 ///
 /// Throws ShapeError if sizes do not match; InputError, naming user and resource, if a number is NaN, infinite
-/// (save a cap) or negative, or if a user needs nothing at all.
+/// (save a cap) or negative, if a user needs nothing at all, or if its weight over that need is beyond the
+/// range of double.
 template <class = void>
 FairTasks dominant_resource(std::span<const float> demands, std::span<const float> capacities,
                             std::span<const float> weights = {}, std::span<const float> caps = {}) {

@@ -58,15 +58,20 @@ allocate::Packing knapsack(std::span<const T> values, std::span<const Index> cos
   const Index room = left;
   const double pinned_value = value.value();
 
-  // By value per cost, compared without dividing: what costs nothing comes first.
+  // By value per cost, relative to a large power of two so that none underflows; what costs nothing comes first.
+  auto& order = c.others;
+  int raise = 0;
   const auto value_of = [&](Index i) { return static_cast<double>(values[static_cast<std::size_t>(i)]); };
   const auto cost_of = [&](Index i) { return costs[static_cast<std::size_t>(i)]; };
   const auto density = [&](Index i) {
     return cost_of(i) == 0 ? std::numeric_limits<double>::infinity()
-                           : value_of(i) / static_cast<double>(cost_of(i));
+                           : std::ldexp(value_of(i), raise) / static_cast<double>(cost_of(i));
   };
-  auto& order = c.others;
   order.erase(std::remove_if(order.begin(), order.end(), [&](Index i) { return cost_of(i) > room; }), order.end());
+  double largest = 0;
+  for (const Index i : order) largest = std::max(largest, value_of(i));
+  static_cast<void>(std::frexp(largest, &raise));
+  raise = 960 - raise;
   std::sort(order.begin(), order.end(), [&](Index a, Index b) {
     const double x = density(a), y = density(b);
     if (x != y) return x > y;
@@ -93,6 +98,8 @@ allocate::Packing knapsack(std::span<const T> values, std::span<const Index> cos
     taken.push_back(i);
   }
   result.value = value.value();
+  if (!std::isfinite(result.value) || !std::isfinite(result.bound))
+    fail<InputError>("sum of the values", number(std::numeric_limits<double>::infinity()), "be finite");
   if (single >= 0 && pinned_value + value_of(single) > result.value) {
     taken.assign(1, single);
     result.value = pinned_value + value_of(single);
@@ -120,9 +127,9 @@ namespace allocate {
 /// below the value of the first item that was passed over. Not nested in the budget. Ties to the larger value, then
 /// to the lower id and index. O(n log n).
 ///
-/// Throws ShapeError if the sizes differ, InputError naming the item if a value is NaN, infinite or negative,
-/// BudgetError if a cost or the budget is negative or the pins cost more than the budget, and otherwise as top_k
-/// does.
+/// Throws ShapeError if the sizes differ, InputError naming the item if a value is NaN, infinite or negative, or
+/// if value or bound is no finite number, BudgetError if a cost or the budget is negative or the pins cost more than
+/// the budget, and otherwise as top_k does.
 template <class = void>
 Packing knapsack(std::span<const float> values, std::span<const Index> costs, Index budget,
                  const SelectOptions& options = {}) {

@@ -81,6 +81,10 @@ void units(benchmark::State& state, const Divide& divide, Index total = -1) {
   const std::vector<Index> once = divide(in);
   if (std::accumulate(once.begin(), once.end(), Index(0)) != (total < 0 ? in.total() : total))
     return state.SkipWithError("the units do not add up to the total");
+  // As a number: two plans are the same if these are, which policies.py compares.
+  double moment = 0;
+  for (std::size_t i = 0; i < once.size(); ++i) moment += static_cast<double>(once[i]) * in.logits[i];
+  state.counters["moment"] = moment;
   measure(state, [&] { benchmark::DoNotOptimize(divide(in)); });
 }
 

@@ -8,8 +8,8 @@
     done
     build/peers/venv/bin/python bench/peers/policies.py
 
-Both sides use one thread and double. Results are checked before they are timed: shares and units must add up, and a
-feedback must leave the same state as ours, compared by its mean of the logits. Where no package has the policy, the
+Both sides use one thread and double. Results are checked before they are timed: shares and units must add up, units that
+are not ours are said to be so, and a feedback must leave the same state as ours, both compared by the sum over logits. Where no package has the policy, the
 peer is what one would write with NumPy: bisection on nu, 60 steps. A peer that would need more than its limit of memory
 or time at a size is left out there.
 """
@@ -81,6 +81,40 @@ def feedbacks(n):
     }
 
 
+def bits(w, total):
+    """Halves of log2 w, shifted by bisection and rounded up; what is left goes where it saves most."""
+    half = np.log2(w) / 2
+    low, high = -half.max(), total - half.min()
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(np.ceil(half + middle), 0).sum() <= total else (low, middle)
+    b = np.maximum(np.ceil(half + low), 0).astype(int)
+    left = total - b.sum()
+    if left:
+        b[np.argsort(-(half - b), kind="stable")[:left]] += 1
+    return b
+
+
+def divisor(w, total, offset):
+    """A stationary divisor method: bisection on nu, what is left to the largest w / (units + offset)."""
+    low, high = 0.0, (total + len(w)) / w.sum()
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.floor(middle * w + 1 - offset).sum() <= total else (low, middle)
+    units = np.floor(low * w + 1 - offset).astype(int)
+    left = total - units.sum()
+    if left:
+        units[np.argsort(-w / (units + offset), kind="stable")[:left]] += 1
+    return units
+
+
+def hamilton(w, total):
+    q = total * (w / w.sum())
+    units = np.floor(q).astype(int)
+    units[np.argsort(units - q, kind="stable")[:total - units.sum()]] += 1
+    return units
+
+
 def peers(n):
     """{policy: (who, function)} for n items; the function returns shares or units."""
     z = make_logits(n)
@@ -97,6 +131,11 @@ def peers(n):
         "bounded": ("NumPy, bisection", lambda: bounded(w, 0.5 / n, 2.0 / n)),
         "tempered": ("NumPy", lambda: (lambda x: x / x.sum())(w**0.5)),
         "euclidean": ("NumPy, bisection", lambda: capped_simplex(p, 2.0 / n)),
+        "hamilton": ("NumPy", lambda: hamilton(w, 10 * n)),
+        "sainte_lague": ("NumPy, bisection", lambda: divisor(w, 10 * n, 0.5)),
+        "dhondt": ("NumPy, bisection", lambda: divisor(w, 10 * n, 1)),
+        "adams": ("NumPy, bisection", lambda: divisor(w, 10 * n, 0)),
+        "bits": ("NumPy, bisection", lambda: bits(w, 10 * n)),
         "top_k": ("NumPy argpartition", lambda: np.sort(np.argpartition(w, n - n // 10)[n - n // 10:])),
     }
     of_apportionment = {}
@@ -115,6 +154,11 @@ def peers(n):
 
 def check(policy, n, result, moment):
     result = np.asarray(result)
+    if moment is not None and result.dtype.kind == "i":
+        assert result.sum() == 10 * n, policy
+        # A unit elsewhere changes it by far more than its rounding.
+        theirs = (result * make_logits(n)).sum()
+        return "" if abs(theirs - moment) < 1e-9 * 10 * n else f" (other units: {theirs - moment:+.2g} of the logits)"
     if moment is not None:
         r = np.exp(result)
         assert abs(r.sum() - 1) < 1e-9 and abs((r * make_logits(n)).sum() - moment) < 1e-9, policy

@@ -8,10 +8,10 @@
     done
     build/peers/venv/bin/python bench/peers/policies.py
 
-Both sides use one thread and double. Results are checked before they are timed: shares and units must add up, units that
-are not ours are said to be so, and a feedback must leave the same state as ours, both compared by the sum over logits. Where no package has the policy, the
-peer is what one would write with NumPy: bisection on nu, 60 steps. A peer that would need more than its limit of memory
-or time at a size is left out there.
+Both sides use one thread and double. Results are checked before they are timed: shares and units must add up, units
+that are not ours are said to be so, and a feedback must leave the same state as ours, both compared by the sum over
+logits. Where no package has the policy, the peer is what one would write with NumPy: bisection on nu, 60 steps. A peer
+that would need more than its limit of memory or time at a size is left out there.
 """
 import argparse
 import json

@@ -4,7 +4,6 @@
 // In this folder `template <class = void>` stands before functions that are no templates otherwise: they are
 // compiled where they are called and not by everyone who includes balance.hpp, which takes half the time then.
 
-#include <charconv>
 #include <cmath>
 #include <concepts>
 #include <cstddef>
@@ -94,14 +93,6 @@ struct CommonScalar<N, Ns...> {
 };
 template <class... Ns>
 using common_scalar = typename CommonScalar<Ns...>::type;
-
-/// The shortest text that reads back as the same number.
-template <class Number>
-std::string number(Number value) {
-  char text[64];
-  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
-  return {text, end};
-}
 
 inline std::string item_of(std::string_view what, std::size_t item) {
   return std::string(what) + " of item " + std::to_string(item);

@@ -1,7 +1,5 @@
 #pragma once
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
+#include <charconv>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -29,19 +27,12 @@ struct InputError : std::invalid_argument {
 namespace detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// A number for a message; a fraction in so few digits that it reads back as the same: -1e-09 is not "-0.000000".
+/// The shortest text that reads back as the same number.
 template <class Number>
-std::string in_digits(Number value) {
-  if constexpr (std::is_floating_point_v<Number>) {
-    char text[48];
-    for (int digits = 1; digits <= std::numeric_limits<Number>::max_digits10; ++digits) {
-      std::snprintf(text, sizeof text, "%.*g", digits, static_cast<double>(value));
-      if (static_cast<Number>(std::strtod(text, nullptr)) == value) break;
-    }
-    return text;
-  } else {
-    return std::to_string(value);
-  }
+std::string number(Number value) {
+  char text[64];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  return {text, end};
 }
 
 /// Throws Error("argument is <was>, but must <must>"): what it was and what it must be.
@@ -52,7 +43,7 @@ template <class Error, class Value>
   if constexpr (std::is_convertible_v<Value, std::string_view>)
     text += std::string_view(was);
   else
-    text += in_digits(was);
+    text += number(was);
   text += ", but must ";
   text += must;
   throw Error(text);

@@ -6,7 +6,7 @@
 #include <limits>
 #include <new>
 
-#include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/detail/query_blocks.hpp"
 #include "attention_balancer/core/workspace.hpp"
 
 namespace attention_balancer::detail {

@@ -65,9 +65,8 @@ double largest(const ab::TensorView<T>& x) {
   return most;
 }
 
-template <class T>
-void compare_views(Table& table, const char* name, const Tensor<T>& got, const Tensor<double>& expected,
-                   double bound) {
+template <class T, class U>
+void compare_views(Table& table, const char* name, const Tensor<T>& got, const Tensor<U>& expected, double bound) {
   auto column = table.column(name);
   const auto& x = expected.view();
   Index place = 0;
@@ -75,35 +74,22 @@ void compare_views(Table& table, const char* name, const Tensor<T>& got, const T
     for (Index h = 0; h < x.heads; ++h)
       for (Index i = 0; i < x.length; ++i)
         for (Index c = 0; c < x.dim; ++c)
-          column.compare(static_cast<double>(got(b, h, i, c)), expected(b, h, i, c), bound, place++);
+          column.compare(static_cast<double>(got(b, h, i, c)), static_cast<double>(expected(b, h, i, c)), bound,
+                         place++);
   table.expect(got.gaps_untouched(), std::string("wrote beside ") + name);
 }
 
 /// The forward call, observed, then the backward one, with and without evidence gradients as `evidence` says.
 template <class T>
-void check_backward(Table& table, const PolicySet<T>& set, const Inputs<T>& in, const Upstream<T>& up,
-                    bool evidence, Layout layout) {
-  const Shape& s = set.shape();
-  table.begin(set.name + (evidence ? ", evidence " : " ") + s.text());
-  Tensor<T> out(layout, s.batch, s.heads, s.queries, s.value_dim);
-  ab::Evidence<T> observed;
+void run_backward(const PolicySet<T>& set, const Inputs<T>& in, const Upstream<T>& up, bool evidence,
+                  Tensor<T>& out, ab::Evidence<T>& observed, Gradients<T>& got, Targets<T>& parameters) {
   set.apply([&](auto&&... policies) {
     ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), policies...,
                   ab::observe(observed, ab::QueryWeights::none()));
   });
-
-  Gradients<T> got(s, layout);
-  Gradients<double> expected(s);
-  Targets<T> parameters(set, layout);
-  Targets<double> expected_parameters(set);
   const ab::evidence::LseGradient lse(up.lse.view());
   const ab::evidence::EntropyGradient entropy(up.entropy.view());
   const ab::evidence::MassGradient mass(up.mass.view(), ab::QueryWeights::of(up.u));
-  // One list of policies for all: without evidence the gradients are zero, and their kernels run all the same.
-  set.apply_with(expected_parameters, [&](auto&&... policies) {
-    ab::reference::attention_backward(in.q.view(), in.k.view(), in.v.view(), up.out.view(), expected.q.view(),
-                                      expected.k.view(), expected.v.view(), policies..., lse, entropy, mass);
-  });
   set.apply_with(parameters, [&](auto&&... policies) {
     if (evidence)
       ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), observed, up.out.view(),
@@ -112,6 +98,44 @@ void check_backward(Table& table, const PolicySet<T>& set, const Inputs<T>& in, 
       ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), observed, up.out.view(),
                              got.q.view(), got.k.view(), got.v.view(), policies...);
   });
+}
+
+/// The same by the reference, in double. One list of policies for all: without evidence their gradients are 0.
+template <class T>
+void run_reference_backward(const PolicySet<T>& set, const Inputs<T>& in, const Upstream<T>& up,
+                            Gradients<double>& expected, Targets<double>& parameters) {
+  const ab::evidence::LseGradient lse(up.lse.view());
+  const ab::evidence::EntropyGradient entropy(up.entropy.view());
+  const ab::evidence::MassGradient mass(up.mass.view(), ab::QueryWeights::of(up.u));
+  set.apply_with(parameters, [&](auto&&... policies) {
+    ab::reference::attention_backward(in.q.view(), in.k.view(), in.v.view(), up.out.view(), expected.q.view(),
+                                      expected.k.view(), expected.v.view(), policies..., lse, entropy, mass);
+  });
+}
+
+/// f(name, one, other) for each gradient of two runs.
+template <class A, class B, class F>
+void for_each_gradient(const Gradients<A>& x, const Targets<A>& of_x, const Gradients<B>& y, const Targets<B>& of_y,
+                       F f) {
+  f("dq", x.q, y.q), f("dk", x.k, y.k), f("dv", x.v, y.v);
+  f("dscale", of_x.scale, of_y.scale), f("dsoftcap", of_x.softcap, of_y.softcap);
+  f("dalibi", of_x.alibi, of_y.alibi), f("dbias", of_x.bias, of_y.bias);
+  f("dkey_bias", of_x.key_bias, of_y.key_bias), f("dsink", of_x.sink, of_y.sink);
+}
+
+template <class T>
+void check_backward(Table& table, const PolicySet<T>& set, const Inputs<T>& in, const Upstream<T>& up,
+                    bool evidence, Layout layout) {
+  const Shape& s = set.shape();
+  table.begin(set.name + (evidence ? ", evidence " : " ") + s.text());
+  Tensor<T> out(layout, s.batch, s.heads, s.queries, s.value_dim);
+  ab::Evidence<T> observed;
+  Gradients<T> got(s, layout);
+  Gradients<double> expected(s);
+  Targets<T> parameters(set, layout);
+  Targets<double> expected_parameters(set);
+  run_reference_backward(set, in, up, expected, expected_parameters);
+  run_backward(set, in, up, evidence, out, observed, got, parameters);
 
   const double eps = std::numeric_limits<T>::epsilon();
   const auto errors = logit_errors(s, in, set.magnitudes);
@@ -140,6 +164,44 @@ void check_backward(Table& table, const PolicySet<T>& set, const Inputs<T>& in, 
   compare_views(table, "dbias", parameters.bias, expected_parameters.bias, r * 2 * G * rows);
   compare_views(table, "dkey_bias", parameters.key_bias, expected_parameters.key_bias, r * 2 * G * rows);
   compare_views(table, "dsink", parameters.sink, expected_parameters.sink, r * 2 * G * rows);
+}
+
+/// What a query that sees no key holds, and what its output means to the loss, makes no difference to any gradient, not
+/// even as a number that is not finite: to none of the reference's by a bit, to the kernel's as far as it adds up in
+/// another order then.
+template <class T>
+void check_blind_rows(Table& table, const PolicySet<T>& set, Inputs<T>& in, Upstream<T>& up, bool evidence,
+                      T poison) {
+  const Shape& s = set.shape();
+  table.begin("blind rows: " + set.name + (evidence ? ", evidence " : " ") + s.text());
+  Tensor<T> out(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+  ab::Evidence<T> observed;
+  Gradients<T> clean(s), got(s);
+  Gradients<double> expected(s), also(s);
+  Targets<T> clean_parameters(set), parameters(set);
+  Targets<double> expected_parameters(set), also_parameters(set);
+  run_backward(set, in, up, evidence, out, observed, clean, clean_parameters);
+  run_reference_backward(set, in, up, expected, expected_parameters);
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index h = 0; h < s.heads; ++h)
+      for (Index i = 0; i < s.queries; ++i) {
+        bool blind = true;  // values are random: those that are attended to don't add up to 0
+        for (Index c = 0; c < s.value_dim; ++c) blind = blind && out(b, h, i, c) == 0;
+        if (!blind) continue;
+        in.q(b, h, i, i % s.dim) = up.out(b, h, i, i % s.value_dim) = poison;
+        const T lse = observed.lse(b, h)[static_cast<std::size_t>(i)];
+        if (lse == -std::numeric_limits<T>::infinity()) up.lse(b, h, 0, i) = poison;  // that of a sink counts
+      }
+  run_backward(set, in, up, evidence, out, observed, got, parameters);
+  run_reference_backward(set, in, up, also, also_parameters);
+  for_each_gradient(got, parameters, clean, clean_parameters, [&](const char* name, const auto& x, const auto& y) {
+    const double bound = 4096 * static_cast<double>(std::numeric_limits<T>::epsilon()) * (1 + largest(y.view()));
+    compare_views(table, name, x, y, bound);
+  });
+  for_each_gradient(also, also_parameters, expected, expected_parameters,
+                    [&](const char* name, const auto& x, const auto& y) {
+                      compare_views(table, (std::string(name) + " of the reference").c_str(), x, y, 0);
+                    });
 }
 
 /// The loss whose gradients Upstream holds.

@@ -15,10 +15,13 @@ void check_backward_table() {
     const auto& row = rows[r];
     PolicySet<T> set(policy_shape(row[11]));
     choose(set, random, row);
-    const Inputs<T> in(set.shape(), random, Family::uniform, 2);
+    Inputs<T> in(set.shape(), random, Family::uniform, 2);
     const bool evidence = row[12] % 2 == 0;
-    check_backward(table, set, in, Upstream<T>(set.shape(), random, evidence), evidence,
-                   static_cast<Layout>(row[13]));
+    Upstream<T> up(set.shape(), random, evidence);
+    check_backward(table, set, in, up, evidence, static_cast<Layout>(row[13]));
+    constexpr T most = std::numeric_limits<T>::infinity();
+    const T poison[] = {std::numeric_limits<T>::quiet_NaN(), most, -most};
+    check_blind_rows(table, set, in, up, evidence, poison[r % 3]);
   }
   for (std::size_t factor = 0; factor < 11; ++factor)
     for (Index choice = 1; choice < policy_choices()[factor]; ++choice)

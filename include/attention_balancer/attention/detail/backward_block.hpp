@@ -46,6 +46,7 @@ class BackwardBlock {
     std::fill_n(s_.dq, p_.dim * width, T(0));
     std::fill_n(s_.parameters, call_.modifiers * width, T(0));
     for_each_range([&](const KeyRange& range, const T* weights) { pass(range, weights); });
+    add_to_sink();
     store_queries();
     store_parameters();
   }
@@ -219,21 +220,49 @@ class BackwardBlock {
     });
   }
 
-  /// Completes D, with what a sink has of the entropy, and adds to the gradient of the sink's logit.
+  T sink_logit() const noexcept {
+    return call_.forward.sinks != nullptr ? call_.forward.sink_logit(call_.forward.sinks, head_) : -infinity<T>;
+  }
+
+  /// The weight of a sink in row i, which is not dead, and what the entropy adds to the gradient of that weight.
+  struct SinkWeight {
+    T p, gradient;
+  };
+  SinkWeight sink_weight(T logit, Index i) const noexcept {
+    const T log_p = logit - rows_.offset[i];
+    return {std::exp(log_p), -rows_.entropy[i] * log_p};
+  }
+
+  /// Completes D, with what a sink has of the entropy.
   void finish_delta() noexcept {
-    const T logit =
-        call_.forward.sinks != nullptr ? call_.forward.sink_logit(call_.forward.sinks, head_) : -infinity<T>;
+    const T logit = sink_logit();
     for (Index i = 0; i < count_; ++i) {
       const bool dead = rows_.offset[i] == infinity<T>;
       T delta = rows_.delta[i] + rows_.sum[i] - position(call_.lse_gradient, first_ + i);
       if (logit != -infinity<T> && !dead) {
-        const T log_p = logit - rows_.offset[i], p = std::exp(log_p), gradient = -rows_.entropy[i] * log_p;
-        delta += p * gradient;
-        if (call_.wants_sink) sums_.numbers[call_.modifiers] += static_cast<double>(p * (gradient - delta));
+        const SinkWeight sink = sink_weight(logit, i);
+        delta += sink.p * sink.gradient;
       }
       if (has_slopes())
         delta = dead ? T(0) : (rows_.sum[i] - position(call_.lse_gradient, first_ + i)) / rows_.slopes[i];
       rows_.delta[i] = delta;
+    }
+  }
+
+  /// Whether row i sees a key. Known after the passes, and only where something is not finite: a row that sees none
+  /// has 0 of everything otherwise.
+  bool sees(Index i) const noexcept { return !guard_ || saw_[i] != T(0); }
+
+  /// The gradient of the sink's logit.
+  void add_to_sink() noexcept {
+    const T logit = sink_logit();
+    if (!call_.wants_sink || logit == -infinity<T>) return;
+    for (Index i = 0; i < count_; ++i) {
+      if (rows_.offset[i] == infinity<T>) continue;
+      const SinkWeight sink = sink_weight(logit, i);
+      // A row of nothing but the sink: its output is 0 whatever it would have meant to the loss.
+      const T delta = sees(i) ? rows_.delta[i] : sink.p * sink.gradient - position(call_.lse_gradient, first_ + i);
+      sums_.numbers[call_.modifiers] += static_cast<double>(sink.p * (sink.gradient - delta));
     }
   }
 
@@ -281,6 +310,7 @@ class BackwardBlock {
       T* const dv = sums_.dv + (range.begin + j) * value_stride();
       for (Index i = 0; i < count_; ++i) {
         if (s_.seen[j * width + i] == T(0)) continue;
+        saw_[i] = T(1);
         const T p = s_.scores[j * width + i], ds = s_.gradients[j * width + i];
         for (Index c = 0; c < p_.value_dim; ++c)
           dv[c] = simd::fma(p, s_.output_rows[i * value_stride() + c], dv[c]);
@@ -300,7 +330,7 @@ class BackwardBlock {
         double sum = 0;
         for (Index c = 0; c < p_.dim; ++c)
           sum += static_cast<double>(q[c * call_.forward.q.dim_stride]) * static_cast<double>(s_.dq[c * width + i]);
-        if (rows_.offset[i] != infinity<T>) sums_.numbers[call_.modifiers + 1] += sum;
+        if (rows_.offset[i] != infinity<T> && sees(i)) sums_.numbers[call_.modifiers + 1] += sum;
       }
     alignas(64) T factors[width];
     std::fill_n(factors, width, call_.forward.scale);
@@ -335,6 +365,7 @@ class BackwardBlock {
   bool guard_;
   Index ranges_ = 0;
   RowState<T> rows_;
+  T saw_[width] = {};  // of each query whether it saw a key, while guarded
 };
 
 ATTENTION_BALANCER_END_ISA

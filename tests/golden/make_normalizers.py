@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Writes normalizers_golden.csv: attention by sparsemax, entmax with alpha 1.5 and top-k, and their gradients, in double.
+"""Writes normalizers_golden.csv: attention by sparsemax, entmax with alpha 1.5 and top-k, and their gradients, also those
+of the evidence, in double.
 
     python3 make_normalizers.py          # needs torch and entmax (made with 2.15 and 1.3); writes beside itself
 
 The weights are those of the package entmax (exact, by sorting) and of torch.topk, the gradients of <dout, out> those of
-autograd through them. The format is that of attention_golden.csv. Scores of a query are multiples of 1/4096, so that its
-support is exact; threshold is what stands in the place of the lse.
+autograd through them. Where there are dthreshold, dentropy and dmass, their products with what they are named after are
+added to that loss; the query at i has the weight i % 3 / 2 in this mass. The format is that of attention_golden.csv. Scores
+of a query are multiples of 1/4096, so that its support is exact; threshold is what stands in the place of the lse.
 """
 
 import math
@@ -29,7 +31,7 @@ def write(case, array, values):
     lines.append(f"{case},{array}," + " ".join(number(v) for v in values))
 
 
-def make(case, sizes, normalizer, *, k=None, causal=False, scale=1.0, spread=96):
+def make(case, sizes, normalizer, *, k=None, causal=False, scale=1.0, spread=96, evidence=False):
     B, Hq, Hkv, Nq, Nk, D, Dv = sizes
     write(case, "sizes", sizes), write(case, normalizer, [] if k is None else [k]), write(case, "scale", [scale])
     tensors = []
@@ -50,7 +52,7 @@ def make(case, sizes, normalizer, *, k=None, causal=False, scale=1.0, spread=96)
         threshold = ((s - p) * (p > 0)).sum(-1) / (p > 0).sum(-1)
     elif normalizer == "entmax15":
         p = entmax.entmax15(s, dim=-1)
-        threshold = ((s - 2 * p.sqrt()) * (p > 0)).sum(-1) / (p > 0).sum(-1)
+        threshold = ((s - 2 * torch.where(p > 0, p, 1.0).sqrt()) * (p > 0)).sum(-1) / (p > 0).sum(-1)
     else:
         kept = torch.zeros_like(s, dtype=torch.bool).scatter(-1, s.topk(min(k, Nk), -1).indices, True) & seen
         cut = torch.where(kept, s, -math.inf)
@@ -58,7 +60,16 @@ def make(case, sizes, normalizer, *, k=None, causal=False, scale=1.0, spread=96)
     out = p @ v.repeat_interleave(group, 1)
     write(case, "out", out), write(case, "threshold", threshold), write(case, "support", (p > 0).sum(-1))
     write(case, "mass", p.sum(-2)), write(case, "entropy", torch.special.entr(p).sum(-1))
-    for name, gradient in zip("qkv", torch.autograd.grad((out * dout).sum(), [q, keys, v])):
+    loss = (out * dout).sum()
+    if evidence:
+        u = torch.arange(Nq) % 3 / 2
+        write(case, "weights", u)
+        for name, x in (("threshold", threshold), ("entropy", -(p * torch.where(p > 0, p, 1.0).log()).sum(-1)),
+                        ("mass", (p * u[:, None]).sum(-2))):
+            d = torch.randint(-96, 97, x.shape)
+            write(case, "d" + name, d)
+            loss = loss + (x * d / 64).sum()
+    for name, gradient in zip("qkv", torch.autograd.grad(loss, [q, keys, v])):
         write(case, "d" + name, gradient)
 
 
@@ -68,6 +79,11 @@ for name, k in (("sparsemax", None), ("entmax15", None), ("top_k", 3)):
     make(name + " causal", (1, 2, 1, 7, 7, 4, 3), name, k=k, causal=True, scale=0.25)
     make(name + " close", (1, 1, 1, 4, 20, 3, 3), name, k=k, scale=0.125, spread=32)
     make(name + " far", (1, 1, 1, 4, 9, 4, 3), name, k=k, scale=8.0)
+# After the others, so that their numbers stay what they were.
+for name, k in (("sparsemax", None), ("entmax15", None), ("top_k", 3)):
+    make(name + " evidence", (1, 2, 1, 4, 7, 3, 3), name, k=k, evidence=True)
+    make(name + " evidence, causal", (2, 2, 1, 4, 4, 3, 2), name, k=k, causal=True, scale=0.5, evidence=True)
+    make(name + " evidence, close", (1, 1, 1, 3, 12, 3, 2), name, k=k, scale=0.125, spread=32, evidence=True)
 
 path = pathlib.Path(__file__).with_name("normalizers_golden.csv")
 header = f"# made by make_normalizers.py with torch {torch.__version__} and entmax 1.3"

@@ -129,7 +129,7 @@ TEMPLATE_TEST_CASE("sparse normalisers are the reference's, forward and backward
 
 TEST_CASE("sparse normalisers are what entmax and torch compute", "[softmax][sparse]") {
   const auto cases = support::read_golden("normalizers_golden.csv");
-  REQUIRE(cases.size() == 15);
+  REQUIRE(cases.size() == 24);
   support::Table table;
   for (const support::Case& c : cases) {
     const auto s = [&](std::size_t i) { return static_cast<Index>(c["sizes"].at(i)); };
@@ -141,6 +141,15 @@ TEST_CASE("sparse normalisers are what entmax and torch compute", "[softmax][spa
     support::MaybeMask<ab::mask::Causal> causal;
     if (c.has("causal")) causal.mask.emplace();
     const ab::score::Scale<double> scale{c["scale"][0]};
+    const bool evident = c.has("weights");
+    auto zeros = [](Index n) { return std::vector<double>(static_cast<std::size_t>(n)); };
+    const auto dlse = evident ? support::divided(c["dthreshold"]) : zeros(B * Hq * Nq),
+               dentropy = evident ? support::divided(c["dentropy"]) : zeros(B * Hq * Nq),
+               dmass = evident ? support::divided(c["dmass"]) : zeros(B * Hq * Nk),
+               u = evident ? c["weights"] : zeros(Nq);
+    const ab::evidence::LseGradient of_lse(ab::bhsd(dlse.data(), B, Hq, 1, Nq));
+    const ab::evidence::EntropyGradient of_entropy(ab::bhsd(dentropy.data(), B, Hq, 1, Nq));
+    const ab::evidence::MassGradient of_mass(ab::bhsd(dmass.data(), B, Hq, 1, Nk), ab::QueryWeights::of(u));
     auto with = [&](const auto& normalizer) {
       for (const bool kernel : {false, true}) {
         table.begin(c.name + (kernel ? ", kernel" : ", reference"));
@@ -150,11 +159,11 @@ TEST_CASE("sparse normalisers are what entmax and torch compute", "[softmax][spa
         if (kernel) {
           ab::attention(vq, vk, vv, out.view(), causal, scale, normalizer, ab::observe(evidence));
           ab::attention_backward(vq, vk, vv, out.view(), evidence, vdout, got.q.view(), got.k.view(), got.v.view(),
-                                 causal, scale, normalizer);
+                                 causal, scale, normalizer, of_lse, of_entropy, of_mass);
         } else {
           ab::reference::attention(vq, vk, vv, out.view(), causal, scale, normalizer, ab::observe(evidence));
           ab::reference::attention_backward(vq, vk, vv, vdout, got.q.view(), got.k.view(), got.v.view(), causal,
-                                            scale, normalizer);
+                                            scale, normalizer, of_lse, of_entropy, of_mass);
         }
         auto compare_all = [&](const char* array, const std::vector<double>& x) {
           compare<double>(table, array, x, c[array], 1e-12);

@@ -176,13 +176,16 @@ apportion::PricedBits priced_bits(std::span<const double> sensitivity, std::span
   std::vector<double> remaining(n);  // s * 4^-b
   std::vector<Offer> offers;
   result.bits.assign(n, least);
-  Sum error;
+  const auto error = [&] {  // afresh: what is taken away from a sum leaves its rounding behind
+    Sum sum;
+    for (const double r : remaining) sum.add(r);
+    return sum.value();
+  };
   for (std::size_t i = 0; i < n; ++i) {
     remaining[i] = std::ldexp(sensitivity[i], static_cast<int>(std::max<Index>(-2 * least, -4000)));
-    error.add(remaining[i]);
     if (least < most && remaining[i] > 0) offers.push_back({remaining[i] / static_cast<double>(price[i]), i});
   }
-  if (!std::isfinite(error.value()))
+  if (!std::isfinite(error()))
     fail<InputError>("sum of the sensitivity", number(std::numeric_limits<double>::infinity()), "be finite");
   std::make_heap(offers.begin(), offers.end(), worse);
   bool exact = true;  // the fractional optimum is what was bought until the first that the budget no longer covers
@@ -192,12 +195,11 @@ apportion::PricedBits priced_bits(std::span<const double> sensitivity, std::span
     offers.pop_back();
     const double gain = 0.75 * remaining[i];
     if (price[i] > left) {
-      if (exact) result.bound = error.value() - gain * (static_cast<double>(left) / static_cast<double>(price[i]));
+      if (exact) result.bound = error() - gain * (static_cast<double>(left) / static_cast<double>(price[i]));
       exact = false;
       continue;  // a later one may be cheap enough; this item is never cheaper
     }
     left -= price[i];
-    error.add(-gain);
     remaining[i] *= 0.25;
     if (++result.bits[i] < most && remaining[i] > 0) {
       offers.push_back({remaining[i] / static_cast<double>(price[i]), i});
@@ -205,10 +207,8 @@ apportion::PricedBits priced_bits(std::span<const double> sensitivity, std::span
     }
   }
   result.cost = budget - left;
-  Sum sum;  // afresh: taking away leaves rounding behind
-  for (const double r : remaining) sum.add(r);
-  result.error = sum.value();
-  result.bound = exact ? result.error : std::min(std::max(result.bound, 0.0), result.error);
+  result.error = error();
+  result.bound = exact ? result.error : std::min(result.bound, result.error);
   return result;
 }
 

@@ -94,8 +94,8 @@ allocate::FairTasks dominant_resource(std::span<const T> demands, std::span<cons
   });
 
   // Each round finds the level at which the next resource runs out; whoever needs it stops there.
-  std::vector<double> use(resources);
   std::vector<bool> gone(resources, false);
+  double reached = 0;
   while (!active.empty()) {
     double level = std::numeric_limits<double>::infinity();
     std::vector<double> full_at(resources, level);
@@ -112,7 +112,9 @@ allocate::FairTasks dominant_resource(std::span<const T> demands, std::span<cons
         if (!(growing[k] > 0)) break;  // nobody left who needs it
         const double at = (room[r] - constant.value()) / growing[k];
         if (at <= meets_cap(active[k])) {
-          full_at[r] = at;
+          // Where another resource ran out at the same level, up to rounding, next to nothing is left of this one, or
+          // less: nobody loses again what everybody has.
+          full_at[r] = std::max(at, reached);
           break;
         }
         constant.add(part(active[k], r) * cap[active[k]]);
@@ -137,6 +139,7 @@ allocate::FairTasks dominant_resource(std::span<const T> demands, std::span<cons
     }
     for (std::size_t r = 0; r < resources; ++r) gone[r] = gone[r] || full_at[r] == level;
     active.swap(still);
+    reached = level;
   }
   for (std::size_t i = 0; i < users; ++i)
     if (result.tasks[i] > 0) result.share[i] = result.tasks[i] * dominant[i];

@@ -201,7 +201,7 @@ TEMPLATE_TEST_CASE("the largest odds are finite", "[evidence][statistic]", float
       out(Layout::bhsd, 1, 1, 2, 2);
   q.fill([](Index, Index, Index, Index) { return 100; });
   k.fill([](Index, Index, Index j, Index) { return j == 1 ? 100 : -100; });
-  v.fill([](Index, Index, Index j, Index c) { return j + c; });
+  v.fill([](Index, Index, Index j, Index c) { return j * j + c; });
   ab::Evidence<T> evidence;
   const T most = 1 / std::numeric_limits<T>::epsilon();
   ab::attention(q.view(), k.view(), v.view(), out.view(),
@@ -210,6 +210,8 @@ TEMPLATE_TEST_CASE("the largest odds are finite", "[evidence][statistic]", float
   CHECK(evidence.statistic(0, 0)[0] == T(0));
   ab::attention(q.view(), k.view(), v.view(), out.view(),
                 ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::leave_one_out));
-  for (std::size_t j = 0; j < 3; ++j) CHECK(evidence.statistic(0, 0)[j] == T(0));  // v is o, or p is 0
+  CHECK(evidence.statistic(0, 0)[1] == Approx(4));  // the mean of the others is 1 off, for 2 queries and features
+  CHECK(evidence.statistic(0, 0)[0] == T(0));
+  CHECK(evidence.statistic(0, 0)[2] == T(0));
   CHECK(evidence.statistic_kind() == ab::evidence::Kind::leave_one_out);
 }

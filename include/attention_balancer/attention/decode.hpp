@@ -99,6 +99,7 @@ class Decoder {
     take(results_, groups_, sizes_.rows);
     take(kept_, kept_stride_ > 0 ? groups_ * sizes_.rows : 0, kept_stride_);
     take(left_, Index(1), groups_);
+    take(dominant_, leaves_out() ? groups_ : 0, sizes_.rows);
     return used;
   }
 
@@ -124,6 +125,8 @@ class Decoder {
       }
     });
   }
+
+  bool leaves_out() const noexcept { return with_mass_ && call_.statistic == evidence::Kind::leave_one_out; }
 
   Splits splits_of(Index group) const noexcept { return Splits(x_.length(group / call_.problem.kv_heads)); }
 
@@ -204,7 +207,54 @@ class Decoder {
       }
       T* to = &call_.out(at.batch, at.head, at.query, 0);
       for (Index c = 0; c < p.value_dim; ++c) to[c * call_.out.dim_stride] = output[c];
+      if (leaves_out()) dominant_[group * sizes_.rows + r] = leave_out_dominant(group, r, sink, scratch);
     }
+  }
+
+  /// A key that takes nearly all of a row, and how much the output changes without it, squared; -1 if there is none.
+  struct Dominant {
+    Index key = -1;
+    T change = T(0);
+  };
+
+  /// The split that has the key is walked once more without it; the others have their parts of the output.
+  Dominant leave_out_dominant(Index group, Index r, T sink, const DecodeScratch<T, Stored>& scratch) noexcept {
+    using S = simd::Pack<T>;
+    const RowResult<T>& row = results_[group * sizes_.rows + r];
+    if (!(row.inverse > nearly_all<T>)) return {};  // no weight is more than 1
+    Problem one = problem_of(group);
+    if (call_.weights.template weight<T>(r % one.queries, one.queries) == T(0)) return {};
+    const Index count = splits_of(group).count;
+    Index split = 0;
+    for (Index s = 1; s < count; ++s)
+      if (states(group, s)[r].top > states(group, split)[r].top) split = s;
+    const T top = states(group, split)[r].top, probability = detail::probability(top, row);
+    const T* const output = outputs_ + (group * sizes_.rows + r) * sizes_.value_dim;
+    // An output that is not finite is so without the key, or because of it.
+    if (!(probability > nearly_all<T>) || !all_finite<T>(output, sizes_.value_dim / simd::lanes<T>)) return {};
+
+    const auto keys = keys_of(group, split);
+    const T* const scores = kept(group) + r * kept_stride() + keys.first;
+    const Index key = keys.first + (std::find(scores, scores + (keys.second - keys.first), top) - scores);
+    one.queries = 1, one.heads = one.kv_heads;
+    SplitWork<T, Stored> walk(call_, x_, one, group / one.kv_heads, group % one.kv_heads, scratch, scratch.without,
+                              nullptr, 0);
+    walk.run_without(key, keys.first, keys.second, scores);
+    auto part = [&](Index s) -> const RowSoftmax<T>& {
+      return s == split ? *reinterpret_cast<const RowSoftmax<T>*>(scratch.without + sizes_.value_dim)
+                        : states(group, s)[r];
+    };
+    merge_row(count, part, sink, scratch.factors);
+    for (Index c = 0; c < sizes_.value_dim; c += simd::lanes<T>) {
+      S sum(T(0));
+      for (Index s = 0; s < count; ++s) {
+        const T* const of_split = s == split ? scratch.without : record(group, s) + r * sizes_.value_dim;
+        sum = simd::fma(simd::load_aligned<S>(of_split + c), S(scratch.factors[s]), sum);
+      }
+      simd::store_aligned(scratch.without + c, sum);
+    }
+    walk.distances(key, key + 1, scratch.without);
+    return {key, probability * probability * scratch.spare[0]};
   }
 
   /// Mass, exposure and statistic of the keys of one split.
@@ -280,6 +330,9 @@ class Decoder {
         return simd::fma(squared_odds<T>(probability(s, row)), S(u), simd::load<S>(into + j));
       });
     const T* output = outputs_ + (group * sizes_.rows + r) * sizes_.value_dim;
+    const Dominant dominant = dominant_[group * sizes_.rows + r];
+    const bool here = dominant.key >= begin && dominant.key < end;
+    const T before = here ? statistic[dominant.key] : T(0);
     for (Index from = begin; from < end; from += block_keys) {
       const Index to = std::min(from + block_keys, end);
       SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, 0), nullptr,
@@ -293,6 +346,7 @@ class Decoder {
         return simd::load<S>(change + j) + simd::select(x == S(T(0)), S(T(0)), term);
       });
     }
+    if (here) statistic[dominant.key] = simd::fma(u, dominant.change, before);
   }
 
   /// What is counted by row.
@@ -320,6 +374,7 @@ class Decoder {
   T *records_ = nullptr, *outputs_ = nullptr, *kept_ = nullptr;
   RowResult<T>* results_ = nullptr;
   std::atomic<Index>* left_ = nullptr;
+  Dominant* dominant_ = nullptr;
 };
 
 /// Keys and values of a call on plain tensors.

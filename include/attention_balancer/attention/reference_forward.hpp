@@ -50,6 +50,11 @@ void for_each_row(const Problem& problem, Index first_batch, const TensorView<Q>
     }
 }
 
+inline double squared_odds(double p) {
+  const double ratio = std::min(p / (1 - p), 1 / std::numeric_limits<double>::epsilon());
+  return ratio * ratio;
+}
+
 template <evidence::Kind Statistic>
 class Observer {
  public:
@@ -60,7 +65,7 @@ class Observer {
                             weights_.kind() != QueryWeights::Kind::none, Statistic, false, false, sparse);
   }
 
-  /// `change(j)`: |v_j - o_i|^2, only called for leave-one-out.
+  /// `change(j)`: how much the output changes without key j, squared; only called for leave-one-out.
   template <class Seen, class Change>
   void add(Index b, Index h, Index i, const Seen& seen, const Row& row, Change change) {
     const Index head = b * problem_.heads + h;
@@ -86,10 +91,10 @@ class Observer {
       statistic += u * p * p;
     } else if constexpr (Statistic == evidence::Kind::maximum) {
       if (statistic == statistic && !(u * p <= statistic)) statistic = u * p;  // not a number wins
-    } else {
-      if (p == 0) return;
-      const double ratio = std::min(p / (1 - p), 1 / std::numeric_limits<double>::epsilon());
-      statistic += u * ratio * ratio * (Statistic == evidence::Kind::squared_odds ? 1.0 : change(j));
+    } else if constexpr (Statistic == evidence::Kind::squared_odds) {
+      statistic += u * squared_odds(p);
+    } else if (p != 0) {
+      statistic += u * change(j);
     }
   }
 
@@ -131,12 +136,18 @@ void attend(const Problem& problem, Index first_batch, const TensorView<Q>& q, c
       output[c] = sum;
     }
     observer.add(b, h, i, seen, row, [&](Index j) {
+      // The output without key j is o - p / (1 - p) (v - o); of a dominant key that would be the difference of
+      // nearly equal numbers.
+      const bool apart = j == row.dominant && output.allFinite();
       double square = 0;
       for (Index c = 0; c < problem.value_dim; ++c) {
-        const double d = static_cast<double>(v(b, kv, j, c)) - output[c];
+        double other = apart ? 0 : output[c];
+        for (Index l = 0; apart && l < problem.keys; ++l)
+          if (l != j && !row.masked[l]) other += row.others[l] * static_cast<double>(v(b, kv, l, c));
+        const double d = static_cast<double>(v(b, kv, j, c)) - other;
         square += d * d;
       }
-      return square;
+      return square * (apart ? row.p[j] * row.p[j] : squared_odds(row.p[j]));
     });
   };
   for_each_row(problem, first_batch, q, k, visit, policies...);

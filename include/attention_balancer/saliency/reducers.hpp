@@ -115,7 +115,8 @@ detail::Reduced<T, Over> statistic(const Evidence<T>& evidence, Over over = {}, 
 }
 
 /// [keys] sum_i u_i (p_ij / (1 - p_ij))^2 |v_j - o_i|^2: the squared change of the output if the key were dropped,
-/// exactly (DropKV). In units of the output, so that heads compare, and the best-justified score for an eviction;
+/// exactly (DropKV), also where the key takes nearly all of a query; without the only key that a query sees, its output
+/// is 0. In units of the output, so that heads compare, and the best-justified score for an eviction;
 /// by default the sum over the heads, which is the change of all outputs together. Throws InputError unless it was
 /// observed with evidence::leave_one_out, and otherwise as mass does.
 template <Scalar T, detail::HeadReduction Over = Heads>

@@ -27,6 +27,8 @@ struct Row {
   double p_sink = 0, lse = 0, entropy = 0;
   Index support = 0;
   bool empty = false;
+  Index dominant = -1;     // the key with p > 1/2, if there is one
+  Eigen::VectorXd others;  // [Nk] what the probabilities are without it; all 0 if nothing else is seen
 };
 
 /// Softmax over the scores [Nk] and one sink logit (-inf: none).
@@ -125,16 +127,43 @@ inline Eigen::VectorXd top_k(Eigen::VectorXd scores, Index k) {
   return scores;
 }
 
+/// Finds the dominant key of a row.
+inline void find_dominant(Row& row) {
+  for (Eigen::Index j = 0; j < row.p.size(); ++j)
+    if (row.p[j] > 0.5) row.dominant = j;
+}
+
+/// Softmax, and the same without its dominant key: from the scores, since 1 - p says little of the others.
+inline Row leave_out(const Eigen::VectorXd& scores, double sink) {
+  Row row = softmax(scores, sink);
+  find_dominant(row);
+  if (row.dominant < 0) return row;
+  Eigen::VectorXd less = scores;
+  less[row.dominant] = -std::numeric_limits<double>::infinity();
+  row.others = softmax(less, sink).p;
+  return row;
+}
+
+/// The same of probabilities that come from no exponentials: the others share what is left.
+inline Row leave_out_weights(Row row) {
+  find_dominant(row);
+  if (row.dominant < 0) return row;
+  row.others = row.p;
+  row.others[row.dominant] = 0;
+  if (const double rest = row.others.sum(); rest > 0) row.others /= rest;
+  return row;
+}
+
 /// What the normaliser makes of the scores [Nk] and one sink logit (-inf: none).
 inline Row normalize(const Eigen::VectorXd& scores, double sink, const Normalization& normalization) {
   const bool empty = (scores.array() == -std::numeric_limits<double>::infinity()).all();
   switch (normalization.kind) {
-    case Normalization::Kind::sparsemax: return project(scores, 1);
-    case Normalization::Kind::entmax15: return project(scores, 2);
-    case Normalization::Kind::top_k: return softmax(empty ? scores : top_k(scores, normalization.k), sink);
+    case Normalization::Kind::sparsemax: return leave_out_weights(project(scores, 1));
+    case Normalization::Kind::entmax15: return leave_out_weights(project(scores, 2));
+    case Normalization::Kind::top_k: return leave_out(empty ? scores : top_k(scores, normalization.k), sink);
     case Normalization::Kind::softmax: break;
   }
-  return softmax(scores, sink);
+  return leave_out(scores, sink);
 }
 
 }  // namespace detail

@@ -83,12 +83,14 @@ class Block {
     // A value that is infinite or not a number may have met the weight 0 of a query that does not see it. That
     // shows in the output, and is rare.
     Block* const alone[] = {this};
-    if (!all_finite<T>(s_.output, p_.value_dim * V)) attend(alone, 1, true);
-    normalize_block<T, V>(state_, call_.sinks ? call_.sink_logit(call_.sinks, head_) : -infinity<T>,
-                          evidence_.lse != nullptr, result_);
+    guarded_ = !all_finite<T>(s_.output, p_.value_dim * V);
+    if (guarded_) attend(alone, 1, true);
+    normalize_block<T, V>(state_, sink(), evidence_.lse != nullptr, result_);
     store_output();
     if (evidence_.lse != nullptr) store_evidence(weighted_);
   }
+
+  T sink() const noexcept { return call_.sinks ? call_.sink_logit(call_.sinks, head_) : -infinity<T>; }
 
   void load_queries() noexcept {
     const TensorView<const T>& q = call_.q;
@@ -333,6 +335,116 @@ class Block {
                                      evidence_.exposure);
       add_to_all(evidence_.exposure + mixed_end, range.end - mixed_end, u_of_block);
     }
+    if (leave_one_out && std::any_of(dominant_, dominant_ + width, [](Index row) { return row >= 0; }))
+      add_without_dominant();
+  }
+
+  /// Leave-one-out of the keys that take nearly all of a query: the output without them, added up from the others.
+  ATTENTION_BALANCER_NOINLINE void add_without_dominant() noexcept {
+    Index keys[width];
+    alignas(64) T p[width];
+    bool sole[width], others_seen = false;
+    for (Index i = 0; i < width; ++i) {
+      if (dominant_[i] < 0) continue;
+      T& weight = s_.strip[dominant_[i] * width + i];
+      p[i] = weight * result_.factor[i];
+      weight = T(0);
+      keys[i] = key_of_row(dominant_[i]);
+      sole[i] = sees_only(first_ + i, keys[i]);
+      others_seen = others_seen || !sole[i];
+    }
+    Normalized<T> others;
+    std::fill_n(others.factor, width, T(0));
+    if (others_seen) {
+      sum_kept_weights();
+      normalize_block<T, V>(state_, sink(), false, others);
+      // Measured by the largest weight, which is left out, all others may be too small for a number.
+      const T most = 1 / std::sqrt(std::numeric_limits<T>::min());
+      bool lost = false;
+      for (Index i = 0; i < width; ++i)
+        lost = lost || (dominant_[i] >= 0 && !sole[i] && !(others.factor[i] > T(0) && others.factor[i] < most));
+      Block* const alone[] = {this};
+      if (lost && !has_weights()) {
+        attend_without_dominant();
+        normalize_block<T, V>(state_, sink(), false, others);
+      } else {
+        walk(alone, 1, [](Block& block, Index r) { block.add_kept_values(r); });
+      }
+    }
+    for (Index i = 0; i < width; ++i) {
+      if (dominant_[i] < 0) continue;
+      const T* v = &call_.v(batch_, kv_head_, keys[i], 0);
+      T distance(0);
+      for (Index c = 0; c < p_.value_dim; ++c) {
+        const T other = others.factor[i] == T(0) ? T(0) : s_.output[c * width + i] * others.factor[i];
+        const T d = v[c * call_.v.dim_stride] - other;
+        distance += d * d;
+      }
+      evidence_.statistic[keys[i]] += u_[i] * p[i] * p[i] * distance;
+    }
+  }
+
+  /// The key of a row of the strip.
+  Index key_of_row(Index row) const noexcept {
+    const KeyRange* range = s_.ranges;
+    for (; row >= range->end - range->begin; ++range) row -= range->end - range->begin;
+    return range->begin + row;
+  }
+
+  /// Whether the masks can tell, without looking at each key, that a query sees no other one.
+  bool sees_only(Index query, Index key) const noexcept {
+    auto unseen = [&](Index begin, Index end) {
+      return begin == end || (call_.policies.has_masks &&
+                              call_.policies.classify(call_.policies.policies,
+                                                      {query, query + 1, begin, end, call_.first_batch + batch_,
+                                                       head_, p_.queries, p_.keys}) == mask::Coverage::skip);
+    };
+    return unseen(0, key) && unseen(key + 1, p_.keys);
+  }
+
+  /// Output and state of all keys but those of dominant_, from the scores once more.
+  void attend_without_dominant() noexcept {
+    Block* const alone[] = {this};
+    start();
+    walk(alone, 1, [](Block& block, Index r) { block.step(r, false); });
+    turn();
+    for (Index i = 0; i < width; ++i)
+      if (dominant_[i] >= 0) s_.strip[dominant_[i] * width + i] = -infinity<T>;
+    std::fill_n(top_, width, -infinity<T>);
+    for_kept([this](const T* scores, Index keys) { raise_to_rows<T, V>(scores, keys, top_); });
+    state_.clear();
+    raise_top<T, V>(state_, top_);
+    walk(alone, 1, [](Block& block, Index r) { block.spend_kept(r, block.guarded_); });
+  }
+
+  void sum_kept_weights() noexcept {
+    std::fill_n(state_.sum, width, T(0));
+    for_kept([this](const T* weights, Index keys) { add_rows<T, V>(weights, keys, state_.sum); });
+  }
+
+  /// f(rows of the strip, their number) for each range.
+  template <class F>
+  void for_kept(F f) const noexcept {
+    const T* rows = s_.strip;
+    for (Index r = 0; r < ranges_; ++r) {
+      const Index keys = s_.ranges[r].end - s_.ranges[r].begin;
+      f(rows, keys);
+      rows += keys * width;
+    }
+  }
+
+  /// The weights of a range as they are, times its values. Values that are not finite are left out: an output that
+  /// is finite has not met them.
+  void add_kept_values(Index r) noexcept {
+    if (r == 0) kept_ = s_.strip;
+    const Index keys = s_.ranges[r].end - s_.ranges[r].begin;
+    if (p_.value_dim > 0) {
+      Rows<T> v = values_of(s_.ranges[r]);
+      if (guarded_) v = guarded(v, keys);
+      add_values<T, V>(kept_, v.data, v.stride, keys, p_.value_dim, s_.output, r == 0 ? Onto::zero : Onto::output,
+                       state_.shrink, far_);
+    }
+    kept_ += keys * width;
   }
 
   /// output_squares_ [W] = |o|^2, of normalised outputs. Notes what leave-one-out must expect: a key with p >= 1/2
@@ -341,6 +453,7 @@ class Block {
     std::fill_n(output_squares_, width, T(0));
     for (Index c = 0; c < p_.value_dim; ++c)
       for (Index i = 0; i < width; ++i) output_squares_[i] += s_.output[c * width + i] * s_.output[c * width + i];
+    std::fill_n(dominant_, width, Index(-1));
     peaked_ = false, finite_ = true;
     for (Index i = 0; i < width; ++i) {
       peaked_ = peaked_ || !(result_.factor[i] < T(0.5));
@@ -360,13 +473,15 @@ class Block {
       case evidence::Kind::leave_one_out: break;
     }
     const Rows<T> v = values_of(range);
+    const Index row = (weights - s_.strip) / width;
     for (Index j = 0; j < keys; j += leave_one_out_keys) {
       const Index now = std::min(leave_one_out_keys, keys - j);
       const T* values = v.data + j * v.stride;
       score_keys<T, V>(s_.output, values, v.stride, now, p_.value_dim, s_.spare, nullptr);
-      add_leave_one_out<T, V>({weights + j * width, result_.factor, u_},
-                              {s_.output, output_squares_, values, v.stride, p_.value_dim, s_.spare}, peaked_,
-                              finite_, now, into + j);
+      add_leave_one_out<T, V>(
+          {weights + j * width, result_.factor, u_},
+          {s_.output, output_squares_, values, v.stride, p_.value_dim, s_.spare, row + j, dominant_}, peaked_,
+          finite_, now, into + j);
     }
   }
 
@@ -396,6 +511,7 @@ class Block {
   const EvidenceRows<T>& evidence_;
   Index ranges_ = 0;
   bool weighted_ = false, keeps_ = false;  // the strip of all scores
+  bool guarded_ = false;                   // against values that are not finite
   T* kept_ = nullptr;                      // where the strip goes on
   alignas(64) T top_[width];
   OnlineState<T> state_;
@@ -403,6 +519,7 @@ class Block {
   Normalized<T> result_;
   alignas(64) T u_[width];
   alignas(64) T output_squares_[width];
+  Index dominant_[width];  // the row of the strip whose key takes nearly all of a query; -1 if there is none
   bool peaked_ = false, finite_ = true;
 };
 

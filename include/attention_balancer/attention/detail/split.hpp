@@ -52,6 +52,7 @@ struct DecodeScratch {
   Stored *packed_keys, *packed_values;  // [block_keys, D], only for strided features
   unsigned char* coverage;              // [rows]: what the masks leave of a block, by row
   T* factors;                           // [splits]
+  T* without;                           // the record of one row without a key
 
   /// As Scratch::carve. `size` sees the number of bytes of each array, for the check of overflow.
   template <class Take>
@@ -69,6 +70,7 @@ struct DecodeScratch {
     take(packed_values, pack_values ? block_keys : 0, p.value_dim);
     take(coverage, Index(1), sizes.rows);
     take(factors, Index(1), splits);
+    take(without, Index(1), sizes.value_dim + DecodeSizes<T>::padded(3));
   }
 };
 
@@ -115,6 +117,27 @@ class SplitWork {
     // in the output, and is rare.
     const T* const all = output_;
     if (!all_finite<T>(all, sizes_.rows * sizes_.value_dim / simd::lanes<T>)) attend(begin, end, true);
+  }
+
+  /// For a problem of one row: as run, from its scores of the keys [begin, end) and without one of them.
+  ATTENTION_BALANCER_NOINLINE void run_without(Index key, Index begin, Index end, const T* scores) noexcept {
+    for (const bool guard : {false, true}) {
+      std::fill_n(output_, sizes_.value_dim, T(0));
+      *states_ = {};
+      for (Index from = begin; from < end; from += block_keys) {
+        const Index to = std::min(from + block_keys, end), count = to - from;
+        std::copy_n(scores + (from - begin), count, s_.strip);
+        std::fill(s_.strip + count, s_.strip + DecodeSizes<T>::strip, -infinity<T>);
+        if (key >= from && key < to) s_.strip[key - from] = -infinity<T>;
+        if (guard) std::copy_n(s_.strip, DecodeSizes<T>::strip, s_.spare);
+        locate(x_.values, batch_, kv_head_, from, to, s_.values, s_.packed_values);
+        if (x_.value_scales.data != nullptr) load_scales(x_.value_scales, from, to, s_.value_scales);
+        weigh(count);
+        guard ? add_guarded(count) : add(count, s_.values);
+      }
+      const T* const all = output_;
+      if (all_finite<T>(all, sizes_.value_dim / simd::lanes<T>)) return;
+    }
   }
 
   /// |v_j - o|^2 for the keys [begin, end) of a block into the spare strip; output [Dv], zeros behind.

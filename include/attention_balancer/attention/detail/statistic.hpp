@@ -83,7 +83,8 @@ ATTENTION_BALANCER_NOINLINE void add_squares(const WeightedRows<T>& rows, Index 
     S sum(T(0));
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) {
-      const S p = simd::load_aligned<S>(rows.weights + (j * V + v) * n) * simd::load_aligned<S>(rows.factor + v * n);
+      const S p =
+          simd::load_aligned<S>(rows.weights + (j * V + v) * n) * simd::load_aligned<S>(rows.factor + v * n);
       sum = simd::fma(p * simd::load_aligned<S>(rows.u + v * n), p, sum);
     }
     return sum;
@@ -100,8 +101,9 @@ ATTENTION_BALANCER_NOINLINE void add_maximum(const WeightedRows<T>& rows, Index 
     S most(T(0));
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v)
-      most = Larger{}(most, simd::load_aligned<S>(rows.weights + (j * V + v) * n) *
-                                (simd::load_aligned<S>(rows.factor + v * n) * simd::load_aligned<S>(rows.u + v * n)));
+      most =
+          Larger{}(most, simd::load_aligned<S>(rows.weights + (j * V + v) * n) *
+                             (simd::load_aligned<S>(rows.factor + v * n) * simd::load_aligned<S>(rows.u + v * n)));
     return most;
   };
   reduce_keys(keys, largest, of_key, Larger{});
@@ -125,7 +127,8 @@ ATTENTION_BALANCER_NOINLINE void add_squared_odds(const WeightedRows<T>& rows, I
     S sum(T(0));
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) {
-      const S p = simd::load_aligned<S>(rows.weights + (j * V + v) * n) * simd::load_aligned<S>(rows.factor + v * n);
+      const S p =
+          simd::load_aligned<S>(rows.weights + (j * V + v) * n) * simd::load_aligned<S>(rows.factor + v * n);
       sum = simd::fma(squared_odds<T>(p), simd::load_aligned<S>(rows.u + v * n), sum);
     }
     return sum;
@@ -141,7 +144,14 @@ struct LeaveOneOut {
   const T* values;          // [keys, Dv] at value_stride
   Index value_stride, value_dim;
   const T* products;  // [keys, V packs]: v . o
+  Index first;        // row of the first key in the strip
+  Index* dominant;    // [V packs]: receives the row of the key with p > nearly_all, if there is one
 };
+
+/// From here on what a key leaves to the others, 1 - p and the difference of v and o, has lost too many bits to
+/// rounding: they are added up anew without it.
+template <Scalar T>
+inline constexpr T nearly_all = T(1) - T(1) / 256;
 
 /// Keys that leave-one-out takes at a time: their products with the outputs stay in the first cache.
 inline constexpr Index leave_one_out_keys = 32;
@@ -168,7 +178,33 @@ ATTENTION_BALANCER_NOINLINE bool square_values(const T* values, Index stride, In
   return finite;
 }
 
-/// The keys of a query that have p >= 1/2, one at most: from the difference itself.
+/// top [V packs] raised to rows [keys, V packs]
+template <Scalar T, int V>
+ATTENTION_BALANCER_NOINLINE void raise_to_rows(const T* rows, Index keys, T* top) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  for (int v = 0; v < V; ++v) {
+    S highest = simd::load_aligned<S>(top + v * n);
+    for (Index j = 0; j < keys; ++j) highest = simd::max(simd::load_aligned<S>(rows + (j * V + v) * n), highest);
+    simd::store_aligned(top + v * n, highest);
+  }
+}
+
+/// sums [V packs] += rows [keys, V packs]
+template <Scalar T, int V>
+ATTENTION_BALANCER_NOINLINE void add_rows(const T* rows, Index keys, T* sums) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  S sum[V];
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) sum[v] = S(T(0));
+  for (Index j = 0; j < keys; ++j) ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) sum[v] = sum[v] + simd::load_aligned<S>(rows + (j * V + v) * n);
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) simd::store_aligned(sums + v * n, simd::load_aligned<S>(sums + v * n) + sum[v]);
+}
+
+/// The keys of a query that have p >= 1/2, one at most: from the difference itself, or noted.
 template <Scalar T, int V>
 ATTENTION_BALANCER_NOINLINE T change_without_dominant(const WeightedRows<T>& rows, const LeaveOneOut<T>& x,
                                                       Index j) noexcept {
@@ -178,14 +214,16 @@ ATTENTION_BALANCER_NOINLINE T change_without_dominant(const WeightedRows<T>& row
   for (Index i = 0; i < width; ++i) {
     const T p = rows.weights[j * width + i] * rows.factor[i];
     if (!(p >= T(0.5)) || rows.u[i] == T(0)) continue;
-    T distance(0);
+    T distance(0), trace(0);
     for (Index c = 0; c < x.value_dim; ++c) {
-      const T d = v[c] - x.output[c * width + i];
+      const T o = x.output[c * width + i], d = v[c] - o;
       distance += d * d;
+      trace += o - o;
     }
-    constexpr T most = 1 / std::numeric_limits<T>::epsilon();
-    const T ratio = p < T(1) ? std::min(p / (T(1) - p), most) : most;
-    change += rows.u[i] * ratio * ratio * distance;
+    if (p > nearly_all<T> && trace == T(0))  // an output that is not finite is so without the key, or because of it
+      x.dominant[i] = x.first + j;
+    else
+      change += rows.u[i] * squared_odds<T>(p) * distance;
   }
   return change;
 }

@@ -66,6 +66,21 @@ ATTENTION_BALANCER_INLINE S exp2_slope(const S& f) noexcept {
   return p;
 }
 
+/// As exp2_slope, for the softmax: in float of one degree less (9.2e-8), since each costs attention a hundredth of its
+/// time at D 64 on AVX2.
+template <class S>
+ATTENTION_BALANCER_INLINE S exp2_short_slope(const S& f) noexcept {
+  using T = scalar_of<S>;
+  if constexpr (sizeof(T) == 4) {
+    S p = simd::fma(S(T(1.32647e-3)), f, S(T(9.67151e-3)));
+    p = simd::fma(p, f, S(T(5.550734e-2)));
+    p = simd::fma(p, f, S(T(2.4022242e-1)));
+    return simd::fma(p, f, S(T(6.9314698e-1)));
+  } else {
+    return exp2_slope(f);
+  }
+}
+
 }  // namespace detail
 
 /// 2^x for x that clamp_exponent returned and x < 120. Exact at 0; 0 at the clamp, so a score of -inf weighs
@@ -74,7 +89,7 @@ ATTENTION_BALANCER_INLINE S exp2_slope(const S& f) noexcept {
 template <class S>
 ATTENTION_BALANCER_INLINE S exp2_clamped(const S& x) noexcept {
   const detail::PowerOfTwo<S> y(x);
-  return simd::fma(detail::exp2_slope(y.f), y.f, S(scalar_of<S>(1))) * y.power();
+  return simd::fma(detail::exp2_short_slope(y.f), y.f, S(scalar_of<S>(1))) * y.power();
 }
 
 #if !defined(ATTENTION_BALANCER_NO_SIMD)

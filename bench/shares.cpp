@@ -88,11 +88,50 @@ void units(benchmark::State& state, const Divide& divide, Index total = -1) {
   measure(state, [&] { benchmark::DoNotOptimize(divide(in)); });
 }
 
-void top_k(benchmark::State& state) {
+/// Costs of items from 1 to 50, and a budget for a quarter of them.
+std::vector<Index> make_costs(Index n) {
+  std::vector<Index> costs;
+  for (Index i = 0; i < n; ++i) costs.push_back(1 + i * 31 % 50);
+  return costs;
+}
+
+/// `select(inputs)` returns a selection, which must keep that many items, if they are given.
+template <class Select>
+void selection(benchmark::State& state, const Select& select, Index expected = -1) {
   const Inputs in(state.range(0));
-  const Index budget = state.range(0) / 10;
-  if (allocate::top_k(in.weights, budget).size() != budget) return state.SkipWithError("another number is kept");
-  measure(state, [&] { benchmark::DoNotOptimize(allocate::top_k(in.weights, budget)); });
+  const allocate::Selection once = select(in);
+  if (expected >= 0 && once.size() != expected) return state.SkipWithError("another number is kept");
+  double moment = 0;
+  for (const Index i : once.kept()) moment += in.logits[static_cast<std::size_t>(i)];
+  state.counters["moment"] = moment;
+  measure(state, [&] { benchmark::DoNotOptimize(select(in)); });
+}
+
+/// Users of four resources, one unit of each per user.
+void dominant_resource(benchmark::State& state) {
+  const Inputs in(state.range(0));
+  Numbers demands = make_logits(4 * state.range(0));
+  for (double& x : demands) x = std::exp(x);
+  const Numbers capacities(4, static_cast<double>(state.range(0)));
+  const auto divide = [&] { return allocate::dominant_resource(demands, capacities, in.weights); };
+  const auto once = divide();
+  double moment = 0;
+  for (std::size_t i = 0; i < once.tasks.size(); ++i) moment += once.tasks[i] * in.logits[i];
+  state.counters["moment"] = moment;
+  measure(state, [&] { benchmark::DoNotOptimize(divide()); });
+}
+
+/// A tenth that covers, by the cosine of rows of eight numbers.
+void facility_location(benchmark::State& state) {
+  const Index n = state.range(0);
+  const Numbers rows = make_logits(8 * n);
+  selection(
+      state,
+      [&](const Inputs&) {
+        const allocate::Cosine similarity(rows, 8);
+        return allocate::facility_location(n, similarity, n / 10);
+      },
+      n / 10);
 }
 
 /// One cycle of a feedback from the state log r = z / 2, r adding up to 1, given w / max w: weights, losses and loads
@@ -164,7 +203,25 @@ void add_all() {
       },
       100000);
   divide("bits", apportion::bits);
-  add("top_k", top_k);
+  add("top_k", [](benchmark::State& state) {
+    const Index budget = state.range(0) / 10;
+    selection(
+        state, [=](const Inputs& in) { return allocate::top_k(in.weights, budget); }, budget);
+  });
+  add("threshold", [](benchmark::State& state) {
+    selection(state, [](const Inputs& in) { return allocate::threshold(in.weights, 1.0); });
+  });
+  add("inverse_cdf", [](benchmark::State& state) {
+    const Index budget = state.range(0) / 10;
+    selection(state, [=](const Inputs& in) { return allocate::inverse_cdf(in.weights, budget); });
+  });
+  add("knapsack", [](benchmark::State& state) {
+    const auto costs = make_costs(state.range(0));
+    const Index budget = std::accumulate(costs.begin(), costs.end(), Index(0)) / 4;
+    selection(state, [&](const Inputs& in) { return allocate::knapsack(in.weights, costs, budget).selection; });
+  });
+  add("facility_location", facility_location, 1000);
+  add("dominant_resource", dominant_resource);
   feedback("plain", ab::feedback::Plain<double>{});
   feedback("leaky", ab::feedback::Leaky<double>{.rate = 0.5});
   feedback("ema", ab::feedback::Ema<double>{.rate = 0.5});

@@ -8,12 +8,14 @@
     done
     build/peers/venv/bin/python bench/peers/policies.py
 
-Both sides use one thread and double. Results are checked before they are timed: shares and units must add up, units
-that are not ours are said to be so, and a feedback must leave the same state as ours, both compared by the sum over
-logits. Where no package has the policy, the peer is what one would write with NumPy: bisection on nu, 60 steps. A peer
-that would need more than its limit of memory or time at a size is left out there.
+Both sides use one thread and double. Results are checked before they are timed: shares and units must add up; units and
+selections that are not ours are said to be so; tasks, and the state that a feedback leaves, must be ours. These are
+compared by the sum over logits. Where no package has the policy, the peer is what one would write with NumPy: bisection
+on nu, 60 steps; only the quota method, which awards unit by unit, is left to the heaps of Python. A peer that would need
+more than its limit of memory or time at a size is left out there.
 """
 import argparse
+import heapq
 import json
 import os
 import pathlib
@@ -115,12 +117,94 @@ def hamilton(w, total):
     return units
 
 
+def huntington_hill(w, total):
+    """As `divisor`: item i has its unit a + 1 where nu w_i >= sqrt(a (a + 1))."""
+    low, high = 0.0, 2 * (total + len(w)) / w.sum()
+
+    def at(nu):
+        x = nu * w
+        return np.floor((np.sqrt(1 + 4 * x * x) - 1) / 2) + 1
+
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).sum() <= total else (low, middle)
+    units = at(low).astype(int)
+    left = total - units.sum()
+    if left:
+        units[np.argsort(-w / np.sqrt(units * (units + 1.0)), kind="stable")[:left]] += 1
+    return units
+
+
+def quota(w, total):
+    """Unit h goes to the largest w / (a + 1) of those with a < h * (their part of all weights)."""
+    part = (w / w.sum()).tolist()
+    weights, units = w.tolist(), [0] * len(w)
+    ready, waiting = [], [(0.0, i) for i in range(len(w))]
+    for h in range(1, total + 1):
+        while waiting and waiting[0][0] < h:
+            i = heapq.heappop(waiting)[1]
+            heapq.heappush(ready, (-weights[i] / (units[i] + 1), -weights[i], i))
+        i = heapq.heappop(ready)[2]
+        units[i] += 1
+        heapq.heappush(waiting, (units[i] / part[i], i))
+    return np.array(units)
+
+
+def inverse_cdf(w, budget):
+    cdf = np.cumsum(w)
+    return np.unique(np.searchsorted(cdf, cdf[-1] * ((np.arange(budget) + 0.5) / budget)))
+
+
+def knapsack(w, costs, budget):
+    """The largest values per cost, passing over what does not fit, or the most valuable item alone."""
+    rest = np.argsort(-w / costs, kind="stable")
+    best, kept, left = rest[np.argmax(np.where(costs[rest] <= budget, w[rest], 0))], [], budget
+    while len(rest := rest[costs[rest] <= left]):
+        spent = np.cumsum(costs[rest])
+        count = np.searchsorted(spent, left, side="right")
+        kept.append(rest[:count])
+        left, rest = left - spent[count - 1], rest[count:]
+    kept = np.concatenate(kept)
+    return np.sort(kept) if w[kept].sum() >= w[best] else np.array([best])
+
+
+def facility_location(rows, budget):
+    """Greedy, every gain of a round at once."""
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    best, free, kept = np.zeros(len(rows)), np.ones(len(rows), bool), []
+    for _ in range(budget):
+        gain = np.maximum(similarity - best[:, None], 0).sum(axis=0)
+        kept.append(np.argmax(np.where(free, gain, -1)))
+        free[kept[-1]] = False
+        best = np.maximum(best, similarity[:, kept[-1]])
+    return np.sort(kept)
+
+
+def dominant_resource(demands, capacities, w):
+    """Progressive filling: in each round the resource that runs out first stops those who need it."""
+    parts = demands / capacities
+    rate = w / parts.max(axis=1)
+    tasks, active, room = np.zeros(len(w)), np.ones(len(w), bool), np.ones(len(capacities))
+    while active.any():
+        growing = (parts[active] * rate[active, None]).sum(axis=0)
+        at = np.divide(room, growing, out=np.full(len(room), np.inf), where=growing > 0)
+        first = at.argmin()
+        stops = active & (demands[:, first] > 0)
+        tasks[stops] = at[first] * rate[stops]
+        room = room - (parts[stops] * tasks[stops, None]).sum(axis=0)
+        active &= ~stops
+    return tasks
+
+
 def peers(n):
     """{policy: (who, function)} for n items; the function returns shares or units."""
     z = make_logits(n)
     w = np.exp(z)
     p = w / w.sum()
     logits = torch.from_numpy(z)
+    costs = 1 + np.arange(n) * 31 % 50
+    demands, rows = np.exp(make_logits(4 * n)).reshape(n, 4), make_logits(8 * n).reshape(n, 8)
     of_entmax = {
         "sparsemax": ("entmax.sparsemax", lambda: sparsemax(logits, dim=0)),
         "entmax15": ("entmax.entmax15", lambda: entmax15(logits, dim=0)),
@@ -136,7 +220,14 @@ def peers(n):
         "dhondt": ("NumPy, bisection", lambda: divisor(w, 10 * n, 1)),
         "adams": ("NumPy, bisection", lambda: divisor(w, 10 * n, 0)),
         "bits": ("NumPy, bisection", lambda: bits(w, 10 * n)),
+        "huntington_hill": ("NumPy, bisection", lambda: huntington_hill(w, 10 * n)),
+        "quota": ("Python heapq", lambda: quota(w, 10 * n)),
         "top_k": ("NumPy argpartition", lambda: np.sort(np.argpartition(w, n - n // 10)[n - n // 10:])),
+        "threshold": ("NumPy", lambda: np.flatnonzero(w >= 1)),
+        "inverse_cdf": ("NumPy searchsorted", lambda: inverse_cdf(w, n // 10)),
+        "knapsack": ("NumPy argsort", lambda: knapsack(w, costs, costs.sum() // 4)),
+        "facility_location": ("NumPy", lambda: facility_location(rows, n // 10)),
+        "dominant_resource": ("NumPy", lambda: dominant_resource(demands, np.full(4, float(n)), w)),
     }
     of_apportionment = {}
     if n <= 1000:  # it writes one price per item and unit to memory, of which there are 10 n^2
@@ -152,22 +243,29 @@ def peers(n):
     return of_numpy | of_entmax | of_apportionment
 
 
+SELECTIONS = ("top_k", "threshold", "inverse_cdf", "knapsack", "facility_location")
+
+
 def check(policy, n, result, moment):
-    result = np.asarray(result)
+    """What is to be said of a result beside ours, whose sum over logits is `moment`; fails where it must be ours."""
+    result, z = np.asarray(result), make_logits(n)
+    if policy in SELECTIONS:
+        difference = z[result].sum() - moment
+        return "" if abs(difference) < 1e-9 * n else f" (keeps others: {difference:+.2g} of the logits)"
+    if policy == "dominant_resource":
+        assert abs((result * z).sum() - moment) < 1e-9 * (result * abs(z)).sum(), policy
+        return ""
     if moment is not None and result.dtype.kind == "i":
         assert result.sum() == 10 * n, policy
         # A unit elsewhere changes it by far more than its rounding.
-        theirs = (result * make_logits(n)).sum()
+        theirs = (result * z).sum()
         return "" if abs(theirs - moment) < 1e-9 * 10 * n else f" (other units: {theirs - moment:+.2g} of the logits)"
     if moment is not None:
         r = np.exp(result)
-        assert abs(r.sum() - 1) < 1e-9 and abs((r * make_logits(n)).sum() - moment) < 1e-9, policy
+        assert abs(r.sum() - 1) < 1e-9 and abs((r * z).sum() - moment) < 1e-9, policy
         return ""
-    expected = {"top_k": None}.get(policy, 10 * n if result.dtype.kind == "i" else 1)
-    if expected is None:
-        assert len(result) == n // 10
-    elif not abs(result.sum() - expected) < 1e-6:
-        return f" (misses the total by {abs(result.sum() - expected):.2g})"
+    if not abs(result.sum() - 1) < 1e-6:
+        return f" (misses the total by {abs(result.sum() - 1):.2g})"
     return ""
 
 

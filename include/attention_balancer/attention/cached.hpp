@@ -36,6 +36,12 @@ Problem check_cached(const Layout& q, const KvView<Stored>& x, const Layout* out
   return problem;
 }
 
+/// Whether products of bf16 are asked for and will do: leave-one-out is a small difference of large numbers.
+template <Scalar T, class... P>
+bool multiplies_pairs(const Call<T>& call) noexcept {
+  return count_of<PolicyKind::products, T, P...> > 0 && call.statistic != evidence::Kind::leave_one_out;
+}
+
 template <Scalar T, class Stored, class... P>
 void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
   run_with_policies(
@@ -44,7 +50,7 @@ void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
         if (call.problem.queries <= decode_queries)
           Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
         else
-          run_prefill(call, x, evidence, workspace, executor, concurrency);
+          run_prefill(call, x, multiplies_pairs<T, P...>(call), evidence, workspace, executor, concurrency);
       },
       policies...);
 }
@@ -65,7 +71,8 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// or of double for a cache of doubles. Sequence b has cache.length(b) keys: masks and score modifiers are told
 /// that number, and the evidence has as many keys as the longest sequence, 0 behind the end of the shorter ones.
 /// Views that policies borrow, and KeyLengths, go by the longest too. The same bits for a sequence alone, beside
-/// others, contiguous or paged. What the storage loses is said at CacheStorage. Throws as attention does.
+/// others, contiguous or paged. What the storage loses is said at CacheStorage. Bf16Products is one policy more. Throws
+/// as attention does.
 template <class Q, class Stored, class O, class... P>
 void attention(const TensorView<Q>& q, const KvView<Stored>& cache, const TensorView<O>& out, P&&... policies) {
   using T = std::remove_const_t<O>;
@@ -75,7 +82,7 @@ void attention(const TensorView<Q>& q, const KvView<Stored>& cache, const Tensor
   if constexpr (scalars) {
     constexpr bool fits = std::is_same_v<T, detail::arithmetic_of<Stored>>;
     static_assert(fits, "attention_balancer: a cache of doubles takes q and out of double, any other float");
-    if constexpr (fits && detail::cached_policies_fit<T, P...>()) {
+    if constexpr (fits && detail::cached_policies_fit<T, Stored, P...>()) {
       const auto lq = detail::layout("q", q), lo = detail::layout("out", out);
       detail::Call<T> call{detail::check_cached(lq, cache, &lo), q, {}, {}, out};
       detail::run_cached<T>(call, cache, policies...);
@@ -93,7 +100,7 @@ void attention_evidence(const TensorView<Q>& q, const KvView<Stored>& cache, P&&
   using T = std::remove_const_t<Q>;
   constexpr bool fits = std::is_same_v<T, detail::arithmetic_of<Stored>>;
   static_assert(fits, "attention_balancer: a cache of doubles takes q of double, any other float");
-  if constexpr (fits && detail::cached_policies_fit<T, P...>()) {
+  if constexpr (fits && detail::cached_policies_fit<T, Stored, P...>()) {
     constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> == 1;
     static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
     constexpr bool values = (!detail::needs_values<std::remove_cvref_t<P>> && ...);

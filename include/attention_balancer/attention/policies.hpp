@@ -5,9 +5,11 @@
 #include <type_traits>
 #include <utility>
 
+#include "attention_balancer/attention/bf16_products.hpp"
 #include "attention_balancer/attention/detail/block.hpp"
 #include "attention_balancer/attention/packed.hpp"
 #include "attention_balancer/attention/gradients.hpp"
+#include "attention_balancer/core/storage.hpp"
 #include "attention_balancer/core/workspace.hpp"
 #include "attention_balancer/executor/sequential.hpp"
 #include "attention_balancer/mask/masks.hpp"
@@ -19,7 +21,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 enum class PolicyKind {
   unknown, scale, modifier, mask, normalizer, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
-  mass_gradient, sequences, packed_observation
+  mass_gradient, sequences, packed_observation, products
 };
 
 template <class>
@@ -59,6 +61,8 @@ consteval PolicyKind policy_kind() {
     return PolicyKind::packed_observation;
   else if constexpr (std::is_same_v<Policy, PackedSequences>)
     return PolicyKind::sequences;
+  else if constexpr (std::is_same_v<Policy, Bf16Products>)
+    return PolicyKind::products;
   else if constexpr (std::is_same_v<Policy, Workspace>)
     return PolicyKind::workspace;
   else if constexpr (std::is_same_v<Policy, normalize::Softmax> || std::is_same_v<Policy, normalize::Sparsemax> ||
@@ -101,9 +105,9 @@ template <class P>
 inline constexpr bool has_denominator =
     !std::is_same_v<P, normalize::Sparsemax> && !std::is_same_v<P, normalize::Entmax15>;
 
-/// Whether the policies can be used together on tensors of T, forward or backward; says why not.
+/// Whether the policies can be used together, forward or backward; says why not.
 template <class T, class... P>
-consteval bool any_policies_fit() {
+consteval bool common_policies_fit() {
   constexpr bool known = count_of<PolicyKind::unknown, T, P...> == 0;
   static_assert(known,
                 "attention_balancer: an argument after the tensors is no policy: it is no score modifier and no mask "
@@ -140,17 +144,31 @@ consteval bool any_policies_fit() {
          executors && workspaces && lvalue;
 }
 
+/// The same for a call on tensors.
+template <class T, class... P>
+consteval bool any_policies_fit() {
+  constexpr bool floats = count_of<PolicyKind::products, T, P...> == 0;
+  static_assert(floats, "attention_balancer: Bf16Products needs a cache of bf16");
+  return common_policies_fit<T, P...>() && floats;
+}
+
 template <class T, class... P>
 inline constexpr int count_of_gradients = count_of<PolicyKind::lse_gradient, T, P...> +
                                           count_of<PolicyKind::entropy_gradient, T, P...> +
                                           count_of<PolicyKind::mass_gradient, T, P...>;
 
-/// The same for a forward call.
+/// Whether no policy belongs to the backward call; says so.
 template <class T, class... P>
-consteval bool policies_fit() {
+consteval bool policies_are_forward() {
   constexpr bool forward = count_of_gradients<T, P...> == 0;
   static_assert(forward, "attention_balancer: gradients of the evidence belong to attention_backward");
-  return any_policies_fit<T, P...>() && forward;
+  return forward;
+}
+
+/// The same for a forward call on tensors.
+template <class T, class... P>
+consteval bool policies_fit() {
+  return any_policies_fit<T, P...>() && policies_are_forward<T, P...>();
 }
 
 /// Whether a normaliser looks at all scores of a row: only then are these bent by themselves.
@@ -160,14 +178,16 @@ inline constexpr bool has_sparse = ((std::is_same_v<P, normalize::Sparsemax> ||
                                      std::is_same_v<P, normalize::TopK>) ||
                                     ...);
 
-/// The same for a call on a cache.
-template <class T, class... P>
+/// The same for a call on a cache of Stored.
+template <class T, class Stored, class... P>
 consteval bool cached_policies_fit() {
+  constexpr bool products = count_of<PolicyKind::products, T, P...> == 0 || std::is_same_v<Stored, bf16>;
+  static_assert(products, "attention_balancer: Bf16Products needs a cache of bf16");
   constexpr bool softmax = !has_sparse<std::remove_cvref_t<P>...>;
   static_assert(softmax,
                 "attention_balancer: normalize::Sparsemax, Entmax15 and TopK need keys and values in tensors, not in a "
                 "cache");
-  return policies_fit<T, P...>() && softmax;
+  return common_policies_fit<T, P...>() && policies_are_forward<T, P...>() && softmax && products;
 }
 
 /// The first policy of a kind; there must be one.

@@ -15,6 +15,8 @@
 // case 14: attention_balancer: attention_backward takes one Evidence, or with PackedSequences
 // case 15: attention_balancer: attention_backward observes nothing
 // case 16: attention_balancer: a call takes one PackedSequences, not two
+// case 17: attention_balancer: Bf16Products needs a cache of bf16
+// case 18: attention_balancer: Bf16Products needs a cache of bf16
 #include <vector>
 
 #include "attention_balancer/attention.hpp"
@@ -77,6 +79,10 @@ void f(ab::TensorView<const float> q, ab::TensorView<float> x, ab::TensorView<do
   ab::attention_backward(q, q, q, q, each, q, x, x, x, packed, ab::observe(each));
 #elif CASE == 16
   ab::attention_backward(q, q, q, q, each, q, x, x, x, packed, packed);
+#elif CASE == 17
+  ab::attention(q, cache, x, ab::Bf16Products{});
+#elif CASE == 18
+  ab::attention(q, q, q, x, ab::Bf16Products{});
 #endif
   (void)q, (void)x, (void)wide, (void)e, (void)d, (void)logits, (void)target, (void)number, (void)cache,
       (void)packed, (void)each;

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <new>
 
@@ -96,6 +97,7 @@ class Block {
     const TensorView<const T>& q = call_.q;
     load_block<T, V>(&q(batch_, head_, first_, 0), q.length_stride, q.dim_stride, count_, p_.dim, call_.scale,
                      s_.queries);
+    if (call_.source.pairs != nullptr) call_.source.pairs[V - 1].load(s_.queries, p_.dim);
   }
 
   /// Fills u_ and returns whether any query counts.
@@ -122,11 +124,46 @@ class Block {
     }
     return {to + range.begin * x.dim, x.dim};
   }
+  /// The same for rows of a cache, converted.
+  Rows<T> loaded_rows(bool values, const KeyRange& range) const noexcept {
+    const RowSource<T>& source = call_.source;
+    const bool pairs = source.pairs != nullptr;
+    const Index stride = values ? p_.value_dim : pairs ? (p_.dim + 1) / 2 : p_.dim;
+    T* const to = values ? s_.packed_values : s_.packed_keys;
+    const auto place_of = [&](Index j) { return to + (values && pairs ? j / 2 : j) * stride; };
+    unsigned char* const done = packed(values);
+    for (Index b = range.begin / block_keys; b <= (range.end - 1) / block_keys; ++b) {
+      if (done[b]) continue;
+      const Index begin = b * block_keys;
+      source.load(source.cache, values, batch_, kv_head_, begin, std::min(begin + block_keys, p_.keys),
+                  place_of(begin));
+      done[b] = 1;
+    }
+    return {place_of(range.begin), stride};
+  }
+
+  /// Which blocks of keys or values are packed or loaded.
+  unsigned char* packed(bool values) const noexcept {
+    return values ? s_.packed + p_.keys / block_keys + 1 : s_.packed;
+  }
+
+  /// What is asked for while rows from `from` on are multiplied: of a cache, what is not loaded yet lies elsewhere.
+  Ahead<T> ahead(bool values, Index from) const noexcept {
+    return {call_.source, values, batch_, kv_head_, from, p_.keys};
+  }
+  Far far_of(const Ahead<T>& ahead, Index count) const noexcept {
+    if (call_.source.cache == nullptr || !far_.rows) return far_;
+    if (packed(ahead.values)[(ahead.begin + count) / block_keys]) return far_;
+    return ahead.of(far_);
+  }
+
   Rows<T> keys_of(const KeyRange& range) const noexcept {
-    return rows_of(call_.k, range, s_.packed_keys, s_.packed);
+    if (call_.source.cache != nullptr) return loaded_rows(false, range);
+    return rows_of(call_.k, range, s_.packed_keys, packed(false));
   }
   Rows<T> values_of(const KeyRange& range) const noexcept {
-    return rows_of(call_.v, range, s_.packed_values, s_.packed + p_.keys / block_keys + 1);
+    if (call_.source.cache != nullptr) return loaded_rows(true, range);
+    return rows_of(call_.v, range, s_.packed_values, packed(true));
   }
 
   /// Forgets what is packed of another head.
@@ -201,21 +238,31 @@ class Block {
     const Rows<T> k = keys_of(range);
     const bool bent = call_.policies.has_modifiers;
     if (!range.partial) {
-      score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, scores, bent ? nullptr : top, far_);
+      multiply_keys(k.data, k.stride, range.begin, keys, scores, bent ? nullptr : top);
       if (bent) bend(range.begin, range.end, false, scores, top);
       return scores + keys * width;
     }
     auto part = [&](Index begin, Index end, bool mixed) {
       if (begin == end) return;
       T* const at = scores + (begin - range.begin) * width;
-      score_keys<T, V>(s_.queries, k.data + (begin - range.begin) * k.stride, k.stride, end - begin, p_.dim, at,
-                       bent || mixed ? nullptr : top, far_);
+      multiply_keys(k.data + (begin - range.begin) * k.stride, k.stride, begin, end - begin, at,
+                    bent || mixed ? nullptr : top);
       if (bent || mixed) bend(begin, end, mixed, at, top);
     };
     part(range.begin, range.mixed_begin, false);
     part(range.mixed_begin, range.mixed_end, true);
     part(range.mixed_end, range.end, false);
     return scores + keys * width;
+  }
+
+  /// scores [count, W] of keys, and top raised to them unless it is null. `from`: the position of the first.
+  void multiply_keys(const T* keys, Index stride, Index from, Index count, T* scores, T* top) const noexcept {
+    const Ahead<T> next = ahead(false, from);
+    const Far far = far_of(next, count);
+    if (call_.source.pairs != nullptr)
+      call_.source.pairs[V - 1].score(s_.queries, {keys, stride}, count, p_.dim, scores, top, far);
+    else
+      score_keys<T, V>(s_.queries, keys, stride, count, p_.dim, scores, top, far);
   }
 
   void bend(Index begin, Index end, bool mixed, T* scores, T* top) const noexcept {
@@ -252,7 +299,12 @@ class Block {
     if (p_.value_dim > 0) {
       Rows<T> v = values_of(range);
       if (guard) v = guarded(v, keys);
-      add_values<T, V>(scores, v.data, v.stride, keys, p_.value_dim, s_.output, onto, state_.shrink, far_);
+      const Ahead<T> next = ahead(true, range.begin);
+      const Far far = far_of(next, keys);
+      if (call_.source.pairs != nullptr && !guard)
+        call_.source.pairs[V - 1].add(scores, v, keys, p_.value_dim, s_.output, onto, state_.shrink, s_.spare, far);
+      else
+        add_values<T, V>(scores, v.data, v.stride, keys, p_.value_dim, s_.output, onto, state_.shrink, far);
       if (guard) add_guarded(range, scores);
     }
     return scores + keys * width;
@@ -261,26 +313,38 @@ class Block {
   /// A copy of the values with every row that is not finite replaced by zeros.
   ATTENTION_BALANCER_NOINLINE Rows<T> guarded(Rows<T> v, Index keys) noexcept {
     for (Index j = 0; j < keys; ++j) {
-      const T* from = v.data + j * v.stride;
       T* to = s_.guarded_values + j * p_.value_dim;
-      const bool finite = std::all_of(from, from + p_.value_dim, [](T x) { return std::isfinite(x); });
-      for (Index c = 0; c < p_.value_dim; ++c) to[c] = finite ? from[c] : T(0);
+      bool finite = true;
+      for (Index c = 0; c < p_.value_dim; ++c) {
+        to[c] = value_at(v, j, c);
+        finite = finite && std::isfinite(to[c]);
+      }
+      if (!finite) std::fill_n(to, p_.value_dim, T(0));
     }
     return {s_.guarded_values, p_.value_dim};
   }
 
+  /// Feature c of row j of values_of.
+  T value_at(const Rows<T>& v, Index j, Index c) const noexcept {
+    if constexpr (sizeof(T) == sizeof(std::uint32_t))
+      if (call_.source.pairs != nullptr) {
+        const auto pair = __builtin_bit_cast(std::uint32_t, v.data[j / 2 * v.stride + c]);
+        return __builtin_bit_cast(T, j % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+      }
+    return v.data[j * v.stride + c];
+  }
+
   /// Adds the rows that guarded left out, only for the queries whose score is not masked.
   ATTENTION_BALANCER_NOINLINE void add_guarded(const KeyRange& range, const T* weights) noexcept {
-    for (Index j = range.begin; j < range.end; ++j) {
-      const T* v = &call_.v(batch_, kv_head_, j, 0);
+    const Rows<T> v = values_of(range);
+    for (Index j = 0; j < range.end - range.begin; ++j) {
       bool finite = true;
-      for (Index c = 0; c < p_.value_dim; ++c) finite = finite && std::isfinite(v[c * call_.v.dim_stride]);
+      for (Index c = 0; c < p_.value_dim; ++c) finite = finite && std::isfinite(value_at(v, j, c));
       if (finite) continue;
-      const Index row = (j - range.begin) * width;
+      const Index row = j * width;
       for (Index i = 0; i < width; ++i)
         if (s_.spare[row + i] != -infinity<T>)
-          for (Index c = 0; c < p_.value_dim; ++c)
-            s_.output[c * width + i] += weights[row + i] * v[c * call_.v.dim_stride];
+          for (Index c = 0; c < p_.value_dim; ++c) s_.output[c * width + i] += weights[row + i] * value_at(v, j, c);
     }
   }
 
@@ -373,11 +437,11 @@ class Block {
     }
     for (Index i = 0; i < width; ++i) {
       if (dominant_[i] < 0) continue;
-      const T* v = &call_.v(batch_, kv_head_, keys[i], 0);
+      const Rows<T> v = values_of({keys[i], keys[i] + 1, false});
       T distance(0);
       for (Index c = 0; c < p_.value_dim; ++c) {
         const T other = others.factor[i] == T(0) ? T(0) : s_.output[c * width + i] * others.factor[i];
-        const T d = v[c * call_.v.dim_stride] - other;
+        const T d = v.data[c] - other;
         distance += d * d;
       }
       evidence_.statistic[keys[i]] += u_[i] * p[i] * p[i] * distance;

@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "attention_balancer/attention/detail/stage.hpp"
+#include "attention_balancer/attention/detail/tile.hpp"
 #include "attention_balancer/attention/evidence.hpp"
 #include "attention_balancer/softmax/normalizers.hpp"
 
@@ -46,6 +47,48 @@ struct Rows {
   Index stride;
 };
 
+/// Both matrix products on pairs of bf16, by number of packs less one; see pairs.hpp.
+template <Scalar T>
+struct PairProducts {
+  /// queries [D, W] become pairs [(D + 1) / 2, W] in place.
+  void (*load)(T* queries, Index dim);
+  void (*score)(const T* queries, const Rows<T>& keys, Index count, Index dim, T* scores, T* top, const Far& far);
+  /// As add_values; `pairs` [(count + 1) / 2, W] is overwritten.
+  void (*add)(const T* weights, const Rows<T>& values, Index count, Index dim, T* output, Onto onto,
+              const T* shrink, T* pairs, const Far& far);
+};
+
+/// Where rows of keys and values come from that do not lie there as rows of T: a cache in pages or in another
+/// storage. With `pairs` a row of keys is (D + 1) / 2 pairs of features, and a row of values Dv pairs, the feature of
+/// two tokens each.
+template <Scalar T>
+struct RowSource {
+  const void* cache = nullptr;  // null: the tensors of the call
+  /// to = the tokens [begin, end), `begin` even, one row after the other.
+  void (*load)(const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) = nullptr;
+  /// Asks for the tokens [begin, end), which will be loaded soon.
+  void (*ask)(const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end) = nullptr;
+  const PairProducts<T>* pairs = nullptr;  // [block_packs]; null: rows of T
+};
+
+/// What a product asks for meanwhile: where rows come from a source, those that follow are not where the others are.
+template <Scalar T>
+struct Ahead {
+  const RowSource<T>& source;
+  bool values;
+  Index batch, kv_head, begin, keys;  // the first row of the product, and the number of all
+
+  Far of(Far far) const noexcept {
+    far.asker = this;
+    far.ask = [](const void* asker, Index first, Index count) {
+      const Ahead& a = *static_cast<const Ahead*>(asker);
+      const Index from = a.begin + first, to = std::min(from + count, a.keys);
+      if (from < to) a.source.ask(a.source.cache, a.values, a.batch, a.kv_head, from, to);
+    };
+    return far;
+  }
+};
+
 /// A call as the kernels see it: plain pointers and numbers.
 template <Scalar T>
 struct Call {
@@ -59,6 +102,7 @@ struct Call {
   QueryWeights weights = QueryWeights::none();
   evidence::Kind statistic = evidence::Kind::mass;
   Normalization normalization = {};
+  RowSource<T> source = {};
   Index first_batch = 0;  // what policies are told batch item 0 is: the number of a packed sequence
 };
 
@@ -139,8 +183,8 @@ struct Scratch {
     strip_size = std::max(whole_strip ? p.keys : 0, longest_step) * width;
     take(strip, together * strip_size);
     packed_keys = packed_values = nullptr;
-    if (!has_unit_stride(call.k)) take(packed_keys, p.keys * p.dim);
-    if (!has_unit_stride(call.v)) take(packed_values, p.keys * p.value_dim);
+    if (call.source.cache != nullptr || !has_unit_stride(call.k)) take(packed_keys, p.keys * p.dim);
+    if (call.source.cache != nullptr || !has_unit_stride(call.v)) take(packed_values, p.keys * p.value_dim);
     take(packed_head, 1);
     if (memory != nullptr) *packed_head = -1;
     take(packed, 2 * (p.keys / block_keys + 1));

@@ -1,14 +1,14 @@
 #pragma once
-// Many queries to keys and values in a cache: each sequence is laid out once as rows of the scalar, in memory
-// linear in its length, and goes through the kernel of plain tensors. Reading and converting it costs as much as a
-// few queries.
+// Many queries to keys and values in a cache: the kernel of plain tensors has a block of their rows converted when it
+// first needs them, and each worker keeps those of the head that it is at, in memory linear in the length. Reading and
+// converting them costs as much as a few queries.
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <new>
 
+#include "attention_balancer/attention/detail/pairs.hpp"
 #include "attention_balancer/attention/forward.hpp"
 #include "attention_balancer/cache/kv_view.hpp"
 #include "attention_balancer/simd/convert.hpp"
@@ -71,69 +71,102 @@ void place_evidence(Evidence<T>& one, Evidence<T>& all, Index batch) {
   }
 }
 
+/// The sequences of a cache from `first` on, as a RowSource.
+template <Scalar T, class Stored>
+struct CacheRows {
+  const KvView<Stored>& x;
+  Index first;
+
+  void load(bool values, Index batch, Index kv_head, Index begin, Index end, T* to) const noexcept {
+    const float* channels =
+        x.channel_scales == nullptr || values ? nullptr : x.channel_scales + kv_head * x.keys.dim;
+    expand_rows<T>(x, values ? x.values : x.keys, values ? x.value_scales : x.key_scales, channels, first + batch,
+                   kv_head, begin, end, to);
+  }
+
+  void load_pairs(bool values, Index batch, Index kv_head, Index begin, Index end, T* to) const noexcept {
+    values ? load_value_pairs(x, first + batch, kv_head, begin, end, to)
+           : load_key_pairs(x, first + batch, kv_head, begin, end, to);
+  }
+
+  void ask(bool values, Index batch, Index kv_head, Index begin, Index end) const noexcept {
+    const TensorView<const Stored>& view = values ? x.values : x.keys;
+    for_runs(x, view, first + batch, kv_head, begin, end, [&](const Stored* row, Index, Index count) {
+      prefetch_rows(row, view.length_stride, count, view.dim);
+    });
+  }
+
+  /// `pairs`: for products of bf16, if the machine has them.
+  RowSource<T> source([[maybe_unused]] bool pairs) const noexcept {
+    RowSource<T> source;
+    source.cache = this;
+    source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) {
+      static_cast<const CacheRows*>(cache)->load(values, batch, kv_head, begin, end, to);
+    };
+    source.ask = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end) {
+      static_cast<const CacheRows*>(cache)->ask(values, batch, kv_head, begin, end);
+    };
+    if constexpr (simd::has_bf16_products && std::is_same_v<Stored, bf16>)
+      if (pairs) {
+        source.pairs = pair_products();
+        source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end,
+                         T* to) {
+          static_cast<const CacheRows*>(cache)->load_pairs(values, batch, kv_head, begin, end, to);
+        };
+      }
+    return source;
+  }
+};
+
 /// Runs a call of many queries on a cache: all sequences at once where they have one length, else one by one.
+/// `pairs`: with products of bf16, if the machine has them.
 template <Scalar T, class Stored, class Run>
-void run_prefill(const Call<T>& call, const KvView<Stored>& x, Evidence<T>* evidence, Workspace& workspace,
-                 const Run& executor, Index concurrency) {
+void run_prefill(const Call<T>& call, const KvView<Stored>& x, bool pairs, Evidence<T>* evidence,
+                 Workspace& workspace, const Run& executor, Index concurrency) {
   const Problem& p = call.problem;
   bool uniform = true;
   for (Index b = 0; b < p.batch; ++b) uniform = uniform && x.length(b) == p.keys;
   const Index together = uniform ? p.batch : 1;
-  const bool in_place = std::is_same_v<Stored, T> && !x.block_table.given();
-  // The sizes were checked to stay below 2^43 each.
-  const Index width = p.dim + p.value_dim, rows = in_place ? 0 : p.keys;
-  if (multiply_overflows(together * p.kv_heads, rows) || multiply_overflows(together * p.kv_heads * rows, width) ||
-      together * p.kv_heads * rows * width > std::numeric_limits<Index>::max() / 64)
+  // What a worker keeps of a head: rows that share memory in the cache do not here. Sizes were checked to stay below
+  // 2^43 each.
+  if (multiply_overflows(p.keys, p.dim + p.value_dim) ||
+      p.keys * (p.dim + p.value_dim) > std::numeric_limits<Index>::max() / 64)
     throw std::bad_alloc();
-  T* const dense = reinterpret_cast<T*>(
-      workspace.reserve_beside(static_cast<std::size_t>(together * p.kv_heads * rows * width) * sizeof(T)));
 
-  auto run = [&](Index first, Evidence<T>* of_these) {
+  // The call of the sequences from `first` on, whose rows lie where they are or come from `rows`.
+  auto call_of = [&](const CacheRows<T, Stored>& rows, Index keys) {
+    const Index first = rows.first;
     Call<T> one = call;
-    const Index keys = x.length(first);
     one.problem.batch = one.q.batch = one.out.batch = together;
     one.problem.keys = keys;
     one.q.data = call.q.data + first * call.q.batch_stride;
     if (p.value_dim > 0) one.out.data = call.out.data + first * call.out.batch_stride;
     one.first_batch = call.first_batch + first;
-    T* const values = dense + together * p.kv_heads * keys * p.dim;
-    one.k = bhsd(static_cast<const T*>(dense), together, p.kv_heads, keys, p.dim);
-    one.v = bhsd(static_cast<const T*>(values), together, p.kv_heads, keys, p.value_dim);
-    if constexpr (std::is_same_v<Stored, T>) {
-      if (in_place) {
+    one.k = bhsd(static_cast<const T*>(nullptr), together, p.kv_heads, keys, p.dim);
+    one.v = bhsd(static_cast<const T*>(nullptr), together, p.kv_heads, keys, p.value_dim);
+    one.source = rows.source(pairs);
+    if constexpr (std::is_same_v<Stored, T>)
+      if (!x.block_table.given()) {
         auto these = [&](TensorView<const T> all) {
           if (all.data != nullptr) all.data += first * all.batch_stride;
           all.batch = together, all.length = keys;
           return all;
         };
-        one.k = these(x.keys), one.v = these(x.values);
+        one.k = these(x.keys), one.v = these(x.values), one.source = {};
       }
-    }
-    if (!in_place) {
-      constexpr Index some = 256;
-      const Index pieces = (keys + some - 1) / some, items = together * p.kv_heads * pieces;
-      std::atomic<Index> next{0};
-      executor.for_each(std::min(concurrency, items), [&](Index) {
-        for (Index i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-          const Index row = i / pieces, head = row % p.kv_heads, b = first + row / p.kv_heads;
-          const Index begin = i % pieces * some, end = std::min(begin + some, keys);
-          const float* channels = x.channel_scales == nullptr ? nullptr : x.channel_scales + head * p.dim;
-          expand_rows<T>(x, x.keys, x.key_scales, channels, b, head, begin, end,
-                         dense + (row * keys + begin) * p.dim);
-          if (p.value_dim > 0)
-            expand_rows<T>(x, x.values, x.value_scales, nullptr, b, head, begin, end,
-                           values + (row * keys + begin) * p.value_dim);
-        }
-      });
-    }
+    return one;
+  };
+  auto run = [&](Index first, Evidence<T>* of_these) {
+    const CacheRows<T, Stored> rows{x, first};
+    const Call<T> one = call_of(rows, x.length(first));
     Worker<T>(one, of_these, workspace, concurrency).run(executor);
   };
   if (uniform) return run(0, evidence);
 
   // All memory first, so that what throws has written nothing.
   Evidence<T> of_one;
-  Call<T> longest = call;
-  longest.problem.batch = 1;
+  const CacheRows<T, Stored> rows{x, 0};
+  const Call<T> longest = call_of(rows, p.keys);
   Worker<T>(longest, evidence == nullptr ? nullptr : &of_one, workspace, concurrency);
   if (evidence != nullptr)
     EvidenceAccess::reshape(of_one, 1, p.heads, p.queries, p.keys, call.weights.kind() != QueryWeights::Kind::none,

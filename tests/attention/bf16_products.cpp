@@ -1,0 +1,188 @@
+// Attention with products of bf16: against the reference at the stated error, where the machine has them and where it
+// has not.
+
+#include "support/check.hpp"
+#include "support/options.hpp"
+
+namespace {
+
+using support::Index;
+using support::Layout;
+using support::Tensor;
+
+float rounded(float x) { return static_cast<float>(ab::bf16(x)); }
+
+/// Sequences of lengths of their own, of numbers that bf16 holds, in both kinds of cache.
+struct Caches {
+  ab::KvCache<ab::bf16> whole;
+  ab::PagedKvCache<ab::bf16> paged;
+
+  Caches(const support::Shape& s, const support::Inputs<float>& in, const std::vector<Index>& lengths)
+      : whole(s.batch, s.kv_heads, s.keys, s.dim, s.value_dim),
+        paged(s.batch, s.kv_heads, s.batch * (s.keys / 7 + 1), 7, s.dim, s.value_dim) {
+    for (Index b = 0; b < s.batch; ++b) {
+      if (lengths[static_cast<std::size_t>(b)] == 0) continue;
+      auto part = [&](ab::TensorView<const float> x) {
+        x.data = &x(b, 0, 0, 0);
+        x.batch = 1, x.length = lengths[static_cast<std::size_t>(b)];
+        return x;
+      };
+      whole.append(b, part(in.k.input()), part(in.v.input()));
+      paged.append(b, part(in.k.input()), part(in.v.input()));
+    }
+  }
+};
+
+support::Inputs<float> inputs(const support::Shape& s, support::Random& random, bool round_queries) {
+  support::Inputs<float> in(s, random, support::Family::log_normal, 0.5);
+  auto round = [](Tensor<float>& x) {
+    x.fill([&](Index b, Index h, Index i, Index c) { return rounded(x(b, h, i, c)); });
+  };
+  if (round_queries) round(in.q);
+  round(in.k), round(in.v);
+  return in;
+}
+
+}  // namespace
+
+TEST_CASE("products of bf16 keep to their error", "[attention][cache][bf16]") {
+  support::Table table;
+  support::Random random(401);
+  constexpr Index queries[] = {9, 16, 33, 50, 64, 97, 130}, keys[] = {1, 2, 127, 129, 160, 161, 300, 517},
+                  dims[] = {1, 2, 5, 16, 40, 63, 64};
+  for (Index i = 0; i < 56; i += support::every(3)) {
+    support::Shape s{i % 3 + 1,       i % 2 == 0 ? 4 : 3, i % 2 == 0 ? 2 : 1, queries[i % 7],
+                     keys[i * 3 % 8], dims[i * 5 % 7],    dims[(i + 3) % 7]};
+    const bool round_queries = i % 4 != 3, causal = i % 3 != 1;
+    const auto in = inputs(s, random, round_queries);
+    std::vector<Index> lengths(static_cast<std::size_t>(s.batch), s.keys);
+    if (i % 5 == 2) lengths.back() = s.keys / 2;
+    const Caches caches(s, in, lengths);
+    table.begin(s.text() + (causal ? "causal " : "") + (round_queries ? "q of bf16" : "q of float"));
+
+    // A power of two: queries of bf16 stay so.
+    const ab::score::Scale<float> scale{0.25f};
+    const ab::mask::Window window{-1, causal ? 0 : -1};
+    const auto tensor = [&] { return Tensor<float>(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim); };
+    Tensor<float> plain = tensor(), out = tensor(), other = tensor();
+    ab::Evidence<float> evidence, of_other;
+    const auto q = in.q.input();
+    ab::attention(q, caches.whole, plain.view(), ab::Bf16Products{}, scale, window, ab::executor::Sequential{});
+    ab::attention(q, caches.whole, out.view(), ab::Bf16Products{}, scale, window, ab::executor::Sequential{},
+                  ab::observe(evidence));
+#if defined(_OPENMP)
+    const ab::executor::OpenMp executor{3};
+#else
+    const ab::executor::Sequential executor;
+#endif
+    ab::attention(q, caches.paged, other.view(), ab::Bf16Products{}, scale, window, executor,
+                  ab::observe(of_other));
+    table.expect(support::same_bits(out.view(), other.view()), "paged: output");
+    table.expect(support::same_bits(evidence, of_other), "paged: evidence");
+    ab::attention(q, caches.paged, other.view(), ab::Bf16Products{}, scale, window, executor);
+    table.expect(support::same_bits(plain.view(), other.view()), "paged: output, not observed");
+
+    Tensor<double> expected(Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+    ab::Evidence<double> truth;
+    for (Index b = 0; b < s.batch; ++b) {
+      // One by one: the reference takes no sequences of several lengths.
+      support::Shape one = s;
+      one.batch = 1, one.keys = lengths[static_cast<std::size_t>(b)];
+      support::Inputs<float> of_one(one, random);
+      of_one.q.fill([&](Index, Index h, Index j, Index c) { return in.q(b, h, j, c); });
+      of_one.k.fill([&](Index, Index h, Index j, Index c) { return in.k(b, h, j, c); });
+      of_one.v.fill([&](Index, Index h, Index j, Index c) { return in.v(b, h, j, c); });
+      Tensor<double> exact(Layout::bhsd, 1, s.heads, s.queries, s.value_dim);
+      ab::reference::attention(of_one.q.input(), of_one.k.input(), of_one.v.input(), exact.view(),
+                               ab::score::Scale<double>{0.25}, window, ab::observe(truth));
+      auto errors = support::logit_errors(one, of_one, {.scale = 0.25});
+      const double rounding = 0x1p-8;
+      if (!round_queries)  // e_i = 2^-8 A_i more, where logit_errors has eps (6 + D / 2) A_i
+        for (double& e : errors)
+          e *= 1 + rounding / (static_cast<double>(std::numeric_limits<float>::epsilon()) *
+                               (6 + static_cast<double>(s.dim) / 2));
+      auto column = table.column("output");
+      Index row = 0;
+      for (Index h = 0; h < s.heads; ++h)
+        for (Index j = 0; j < s.queries; ++j, ++row) {
+          const double r = std::expm1(2 * errors[static_cast<std::size_t>(row)]) + 1.01 * rounding;
+          for (Index c = 0; c < s.value_dim; ++c) {
+            double most = 0;
+            for (Index l = 0; l < one.keys; ++l)
+              most = std::max(most, std::fabs(static_cast<double>(of_one.v(0, h / (s.heads / s.kv_heads), l, c))));
+            for (const Tensor<float>* x : {&plain, &out})
+              column.compare(static_cast<double>((*x)(b, h, j, c)), exact(0, h, j, c), r * most + 1e-37, row);
+          }
+          const auto at = static_cast<std::size_t>(j);
+          const double e = errors[static_cast<std::size_t>(row)], l = truth.lse(0, h)[at];
+          table.column("lse").compare(static_cast<double>(evidence.lse(b, h)[at]), l,
+                                      e + 3e-7 * (4 + 2 * std::fabs(l)), row);
+        }
+      auto mass = table.column("mass");
+      const double r = std::expm1(2 * *std::max_element(errors.begin(), errors.end())) + 2e-6;
+      for (Index h = 0; h < s.heads; ++h)
+        for (Index j = 0; j < one.keys; ++j) {
+          const double m = truth.mass(0, h)[static_cast<std::size_t>(j)];
+          mass.compare(static_cast<double>(evidence.mass(b, h)[static_cast<std::size_t>(j)]), m, r * m + 1e-36, j);
+        }
+    }
+  }
+  table.report();
+}
+
+TEST_CASE("products of bf16 do not see what is hidden", "[attention][cache][bf16]") {
+  support::Random random(402);
+  const support::Shape s{1, 2, 1, 70, 301, 32, 17};
+  auto in = inputs(s, random, true);
+  const ab::mask::Window window{-1, 0};
+  auto run = [&] {
+    const Caches caches(s, in, {s.keys});
+    Tensor<float> out(Layout::bhsd, 1, 2, 70, 17);
+    ab::attention(in.q.input(), caches.whole, out.view(), ab::Bf16Products{}, ab::score::Scale<float>{0.25f},
+                  window, ab::executor::Sequential{});
+    return out;
+  };
+  const Tensor<float> clean = run();
+  // Query i sees the keys up to i + 231: all queries from 20 on see the bad ones.
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const Index j : {Index(251), Index(300)})
+      for (Index c = 0; c < 17; ++c) in.v(0, 0, j, c) = bad;
+    const Tensor<float> out = run();
+    for (Index h = 0; h < 2; ++h)
+      for (Index i = 0; i < 70; ++i)
+        for (Index c = 0; c < 17; ++c) {
+          INFO("head " << h << " query " << i << " feature " << c);
+          if (i < 20)
+            CHECK(std::fabs(out(0, h, i, c) - clean(0, h, i, c)) <= 0.1f);
+          else
+            CHECK(!std::isfinite(out(0, h, i, c)));
+        }
+  }
+  in = inputs(s, random, true);
+  const Tensor<float> before = run();
+  for (Index c = 0; c < 32; ++c) in.k(0, 0, 251, c) = std::numeric_limits<float>::quiet_NaN();
+  const Tensor<float> out = run();
+  for (Index i = 0; i < 70; ++i) {
+    INFO("query " << i);
+    const bool right =
+        i < 20 ? std::fabs(out(0, 1, i, 3) - before(0, 1, i, 3)) <= 0.1f : std::isnan(out(0, 1, i, 3));
+    CHECK(right);
+  }
+}
+
+TEST_CASE("products of bf16 leave alone what they are not for", "[attention][cache][bf16]") {
+  support::Random random(403);
+  const support::Shape few{1, 4, 2, 8, 300, 32, 17}, many{1, 4, 2, 20, 300, 32, 17};
+  for (const support::Shape& s : {few, many}) {
+    const auto in = inputs(s, random, false);
+    const Caches caches(s, in, {s.keys});
+    Tensor<float> with(Layout::bhsd, 1, 4, s.queries, 17), without(Layout::bhsd, 1, 4, s.queries, 17);
+    ab::Evidence<float> e, f;
+    const auto all = ab::QueryWeights::all();
+    ab::attention(in.q.input(), caches.whole, with.view(), ab::Bf16Products{},
+                  ab::observe(e, all, ab::evidence::leave_one_out));
+    ab::attention(in.q.input(), caches.whole, without.view(), ab::observe(f, all, ab::evidence::leave_one_out));
+    CHECK(support::same_bits(with.view(), without.view()));
+    CHECK(support::same_bits(e, f));
+  }
+}

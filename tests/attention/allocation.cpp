@@ -103,6 +103,42 @@ TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][
   }
 }
 
+TEMPLATE_TEST_CASE("many queries to caches of different lengths allocate nothing from the second call on",
+                   "[attention][workspace][cache]", float, double) {
+  using T = TestType;
+  support::Random random(45);
+  const support::Shape s{3, 4, 2, 70, 300, 8, 5};
+  const support::Inputs<T> in(s, random);
+  support::Tensor<T> out(Layout::bhsd, 3, 4, 70, 5);
+  ab::KvCache<T> cache(3, 2, 300, 8, 5);
+  ab::PagedKvCache<T> paged(3, 2, 60, 16, 8, 5);
+  for (Index b = 0; b < 3; ++b) {
+    auto part = [b](auto x) {
+      x.data += b * x.batch_stride;
+      x.batch = 1, x.length = b == 1 ? 300 : 100 + b;
+      return x;
+    };
+    cache.append(b, part(in.k.view()), part(in.v.view()));
+    paged.append(b, part(in.k.view()), part(in.v.view()));
+  }
+  ab::Workspace workspace;
+  ab::Evidence<T> evidence, of_paged;
+  auto call = [&](const auto& executor) {
+    ab::attention(in.q.view(), cache, out.view(), ab::mask::Causal{}, workspace, executor,
+                  ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::squares));
+    ab::attention(in.q.view(), paged, out.view(), ab::mask::Causal{}, workspace, executor,
+                  ab::observe(of_paged, ab::QueryWeights::all(), ab::evidence::squares));
+  };
+  for (const Index pieces : {1, 3, 40}) {
+    call(InTurn{pieces});
+    const long before = allocations;
+    call(InTurn{pieces});
+    const long made = allocations - before;
+    CHECK(made == 0);
+    CHECK(support::same_bits(evidence, of_paged));
+  }
+}
+
 TEST_CASE("what is not a number does not allocate either", "[attention][workspace]") {
   support::Random random(42);
   const support::Shape s{1, 1, 1, 100, 100, 4, 4};

@@ -69,12 +69,12 @@ class PackedSequences {
     return narrow_[axis].empty() ? wide_[axis][at] : static_cast<Index>(narrow_[axis][at]);
   }
   void check_offsets(const char* what, int axis, Index length) const {
-    const std::string name = what;
-    if (size(axis) < 2) detail::fail<ShapeError>(name + " number of offsets", size(axis), "be at least 2");
+    auto of = [what](const std::string& part) { return what + part; };  // only of what is wrong: it allocates
+    if (size(axis) < 2) detail::fail<ShapeError>(of(" number of offsets"), size(axis), "be at least 2");
     Index least = 0;
     for (Index i = 0; i < size(axis); ++i) {
       if (offset(axis, i) < least || offset(axis, i) > length)
-        detail::fail<ShapeError>(name + " offset " + std::to_string(i), offset(axis, i),
+        detail::fail<ShapeError>(of(" offset " + std::to_string(i)), offset(axis, i),
                                  "be in [" + std::to_string(least) + ", " + std::to_string(length) + "]");
       least = offset(axis, i);
     }

@@ -139,15 +139,16 @@ void check_kv_view(const KvView<Stored>& x) {
   }
   for (Index b = 0; b < x.batch(); ++b) {
     const Index length = x.length(b);
-    const std::string name = "cache length of sequence " + std::to_string(b);
-    if (length < 0) fail<ShapeError>(name, length, "not be negative");
+    // Only of what is wrong: a string may allocate.
+    auto name = [b] { return "cache length of sequence " + std::to_string(b); };
+    if (length < 0) fail<ShapeError>(name(), length, "not be negative");
     if (!x.block_table.given()) {
-      if (length > page_size) fail<ShapeError>(name, length, "be at most " + std::to_string(page_size));
+      if (length > page_size) fail<ShapeError>(name(), length, "be at most " + std::to_string(page_size));
       continue;
     }
     const Index blocks = length / page_size + (length % page_size != 0 ? 1 : 0);
     if (blocks > x.max_blocks)
-      fail<ShapeError>(name, length, "fit in max_blocks = " + std::to_string(x.max_blocks) + " pages");
+      fail<ShapeError>(name(), length, "fit in max_blocks = " + std::to_string(x.max_blocks) + " pages");
     for (Index i = 0; i < blocks; ++i)
       if (const Index page = x.block_table[b * x.max_blocks + i]; page < 0 || page >= pages)
         fail<ShapeError>("cache.block_table page " + std::to_string(i) + " of sequence " + std::to_string(b), page,

@@ -208,8 +208,9 @@ inline void check_values_and_output(Problem& problem, const Layout& q, const Lay
 inline void require_shape(const Layout& x, const Layout& like) {
   static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
   for (int a = 0; a < 4; ++a)
-    require_equal((std::string(x.name) + axes[a]).c_str(), x.sizes[a], (std::string(like.name) + axes[a]).c_str(),
-                  like.sizes[a]);
+    if (x.sizes[a] != like.sizes[a])  // only then: a string may allocate
+      require_equal((std::string(x.name) + axes[a]).c_str(), x.sizes[a], (std::string(like.name) + axes[a]).c_str(),
+                    like.sizes[a]);
   check_layout(x);
 }
 

@@ -54,23 +54,6 @@ ATTENTION_BALANCER_NOINLINE void expand_rows(const KvView<Stored>& x, const Tens
   });
 }
 
-/// Copies what was observed of one sequence to its place in the evidence of all.
-template <Scalar T>
-void place_evidence(Evidence<T>& one, Evidence<T>& all, Index batch) {
-  for (Index h = 0; h < one.heads(); ++h) {
-    const Index row = batch * one.heads() + h;
-    auto copy = [](std::span<const T> from, T* to) { std::copy(from.begin(), from.end(), to); };
-    copy(one.lse(0, h), EvidenceAccess::lse(all, row));
-    copy(one.entropy(0, h), EvidenceAccess::entropy(all, row));
-    copy(one.mass(0, h), EvidenceAccess::mass(all, row));
-    copy(one.exposure(0, h), EvidenceAccess::exposure(all, row));
-    if (one.has_mass() && one.statistic_kind() != evidence::Kind::mass)
-      copy(one.statistic(0, h), EvidenceAccess::statistic(all, row));
-    *EvidenceAccess::sink_mass(all, row) = one.sink_mass(0, h);
-    *EvidenceAccess::empty_rows(all, row) = one.empty_rows(0, h);
-  }
-}
-
 /// The sequences of a cache from `first` on, as a RowSource.
 template <Scalar T, class Stored>
 struct CacheRows {
@@ -156,28 +139,18 @@ void run_prefill(const Call<T>& call, const KvView<Stored>& x, bool pairs, Evide
       }
     return one;
   };
-  auto run = [&](Index first, Evidence<T>* of_these) {
+  auto run = [&](Index first) {
     const CacheRows<T, Stored> rows{x, first};
     const Call<T> one = call_of(rows, x.length(first));
-    Worker<T>(one, of_these, workspace, concurrency).run(executor);
+    Worker<T>(one, evidence, workspace, concurrency, first * p.heads).run_reshaped(executor);
   };
-  if (uniform) return run(0, evidence);
 
   // All memory first, so that what throws has written nothing.
-  Evidence<T> of_one;
   const CacheRows<T, Stored> rows{x, 0};
   const Call<T> longest = call_of(rows, p.keys);
-  Worker<T>(longest, evidence == nullptr ? nullptr : &of_one, workspace, concurrency);
-  if (evidence != nullptr)
-    EvidenceAccess::reshape(of_one, 1, p.heads, p.queries, p.keys, call.weights.kind() != QueryWeights::Kind::none,
-                            call.statistic);
-  if (evidence != nullptr)
-    EvidenceAccess::reshape(*evidence, p.batch, p.heads, p.queries, p.keys,
-                            call.weights.kind() != QueryWeights::Kind::none, call.statistic);
-  for (Index b = 0; b < p.batch; ++b) {
-    run(b, evidence == nullptr ? nullptr : &of_one);
-    if (evidence != nullptr) place_evidence(of_one, *evidence, b);
-  }
+  Worker<T>(longest, evidence, workspace, concurrency);
+  Worker<T>(call, evidence).reshape_evidence();
+  for (Index b = 0; b < p.batch; b += together) run(b);
 }
 
 ATTENTION_BALANCER_END_ISA

@@ -39,9 +39,10 @@ class Worker {
   /// For whole heads, in memory of the caller: slot_bytes() at an address that he carves.
   Worker(const Call<T>& call, Evidence<T>* evidence) : Worker(call, evidence, Index(1)) {}
 
-  /// Reserves the memory; nothing is written to the evidence before run.
-  Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency)
+  /// Reserves the memory; nothing is written to the evidence before run. The first head has row `evidence_row` there.
+  Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency, Index evidence_row = 0)
       : Worker(call, evidence, concurrency) {
+    evidence_row_ = evidence_row;
     const Index kept_bytes = partial_size_ * static_cast<Index>(sizeof(T));
     if (multiply_overflows(slots_, slot_bytes_) || multiply_overflows(partials_kept_, kept_bytes) ||
         slots_ * slot_bytes_ > std::numeric_limits<Index>::max() - partials_kept_ * kept_bytes)
@@ -52,6 +53,12 @@ class Worker {
   template <class Run>
   void run(const Run& executor) {
     reshape_evidence();
+    run_reshaped(executor);
+  }
+
+  /// The same where the evidence has its shape already: that of this call, or that of one with more batch items or keys.
+  template <class Run>
+  void run_reshaped(const Run& executor) {
     share(executor, by_chunk_ ? heads_ * chunks_.count : heads_, [this](Index item, const Scratch<T>& scratch) {
       by_chunk_ ? run_chunk(item, scratch) : run_head(item, scratch);
     });
@@ -123,9 +130,10 @@ class Worker {
     EvidenceRows<T> rows;
     if (partial != nullptr) {
       std::fill_n(partial, columns_ * keys + 2, T(0));
-      rows.lse = EvidenceAccess::lse(*evidence_, head);
-      rows.entropy = EvidenceAccess::entropy(*evidence_, head);
-      if (is_sparse(call_.normalization)) rows.support = EvidenceAccess::support(*evidence_, head);
+      const Index row = evidence_row_ + head;
+      rows.lse = EvidenceAccess::lse(*evidence_, row);
+      rows.entropy = EvidenceAccess::entropy(*evidence_, row);
+      if (is_sparse(call_.normalization)) rows.support = EvidenceAccess::support(*evidence_, row);
       if (with_mass_) rows.mass = partial, rows.exposure = partial + keys;
       if (columns_ > 2) rows.statistic = partial + 2 * keys;
       rows.totals = partial + columns_ * keys;
@@ -135,12 +143,12 @@ class Worker {
   }
 
   ATTENTION_BALANCER_NOINLINE void add_partial(Index head, const T* partial) noexcept {
-    const Index keys = with_mass_ ? call_.problem.keys : 0;
-    T *mass = EvidenceAccess::mass(*evidence_, head), *exposure = EvidenceAccess::exposure(*evidence_, head);
+    const Index keys = with_mass_ ? call_.problem.keys : 0, row = evidence_row_ + head;
+    T *mass = EvidenceAccess::mass(*evidence_, row), *exposure = EvidenceAccess::exposure(*evidence_, row);
     for (Index j = 0; j < keys; ++j) mass[j] += partial[j];
     for (Index j = 0; j < keys; ++j) exposure[j] += partial[keys + j];
     if (columns_ > 2) {
-      T* statistic = EvidenceAccess::statistic(*evidence_, head);
+      T* statistic = EvidenceAccess::statistic(*evidence_, row);
       const T* of_chunk = partial + 2 * keys;
       if (call_.statistic == evidence::Kind::maximum)
         for (Index j = 0; j < keys; ++j) statistic[j] = Larger{}(statistic[j], of_chunk[j]);
@@ -148,8 +156,8 @@ class Worker {
         for (Index j = 0; j < keys; ++j) statistic[j] += of_chunk[j];
     }
     const T* totals = partial + columns_ * keys;
-    *EvidenceAccess::sink_mass(*evidence_, head) += totals[0];
-    *EvidenceAccess::empty_rows(*evidence_, head) += static_cast<Index>(totals[1]);
+    *EvidenceAccess::sink_mass(*evidence_, row) += totals[0];
+    *EvidenceAccess::empty_rows(*evidence_, row) += static_cast<Index>(totals[1]);
   }
 
   void add_kept(Index head) noexcept {
@@ -165,7 +173,7 @@ class Worker {
   Chunks<T> chunks_;
   Index heads_;
   bool with_mass_, by_chunk_;
-  Index slots_, columns_, partials_kept_, partial_size_, slot_bytes_;
+  Index slots_, columns_, partials_kept_, partial_size_, slot_bytes_, evidence_row_ = 0;
   std::byte* memory_ = nullptr;
 };
 

@@ -87,7 +87,7 @@ TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes",
 TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[property]", float, double) {
   using T = TestType;
   holds("two states under the same signals approach by 1 - rate each cycle", [] {
-    const auto n = property::size(20000);
+    const auto n = property::size();
     const auto policy = leaky<T>();
     auto a = signal<T>(n), b = signal<T>(n);
     for (auto* state : {&a, &b})
@@ -144,7 +144,7 @@ TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]"
   holds(
       "same signals, same shares; a restored balancer goes on as the saved one",
       [] {
-        const auto n = property::size(10000);
+        const auto n = property::size();
         const int cut = property::in_range(0, 10);
         const auto policy = leaky<T>();
         const T floor = static_cast<T>(0.1 / static_cast<double>(n));
@@ -174,7 +174,7 @@ TEMPLATE_TEST_CASE("balancer: units are exact within whole bounds, or it says wh
                    double) {
   using T = TestType;
   holds("units(total)", [] {
-    const auto n = property::size(20000);
+    const auto n = property::size();
     const double even = 1.0 / static_cast<double>(n);
     const T floor = static_cast<T>(even * property::in_range(0, 11) / 10.0);
     const T cap = static_cast<T>(std::min(1.0, even * (1 + property::in_range(1, 30) / 10.0)));

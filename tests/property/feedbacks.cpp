@@ -70,7 +70,7 @@ TEMPLATE_TEST_CASE("feedbacks: strictly positive, >= alpha / n with fixed share"
   holds(
       "whatever comes, each state stays positive and adds up to 1",
       [] {
-        const auto n = property::size(20000);
+        const auto n = property::size();
         const double alpha = part(1, 101);
         const feedback::Ema<T> ema{static_cast<T>(part(1, 100))};
         const feedback::FixedShare fixed_plain{alpha, feedback::Plain<T>{}};
@@ -135,7 +135,7 @@ TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weig
   holds(
       "two states under the same signals",
       [] {
-        const auto n = property::size(20000);
+        const auto n = property::size();
         const feedback::Ema<T> ema{static_cast<T>(part(1, 101))};
         auto a = random_state<T>(n), b = random_state<T>(n);
         for (int t = 0; t < 4; ++t) {
@@ -143,8 +143,10 @@ TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weig
           const double before = l1(distribution(a), distribution(b));
           ema(a, w);
           ema(b, w);
+          // A share r is off by about |log r| epsilon, and those add up to their entropy at most, log n; the sums over
+          // all items are in double.
           PROPERTY(std::abs(l1(distribution(a), distribution(b)) - (1 - double(ema.rate)) * before) <=
-                   (100 + static_cast<double>(n)) * property::epsilon<T>());
+                   (8 + 4 * std::log(double(n))) * property::epsilon<T>() + 1e-17 * double(n));
         }
       },
       3000);
@@ -236,7 +238,7 @@ TEMPLATE_TEST_CASE("feedbacks: bias balancing moves by its step and no more", "[
   holds(
       "against the sign of the excess",
       [] {
-        const auto n = property::size(20000);
+        const auto n = property::size();
         const feedback::BiasBalancing<T> policy{static_cast<T>(part(1, 50))};
         const auto before = random_state<T>(n);
         std::vector<T> loads;
@@ -294,7 +296,7 @@ TEMPLATE_TEST_CASE("feedbacks: a hundred thousand items of sixty orders of magni
 TEMPLATE_TEST_CASE("plans: only past the hysteresis, and never more than the churn", "[property]", float, double) {
   using T = TestType;
   holds("apportion::steady beside any plan in force", [] {
-    const auto n = property::size(10000);
+    const auto n = property::size();
     const auto w = signal<T>(n);
     std::vector<Index> lower, upper, previous;
     for (const int x : property::as_many(n, 0, 6)) lower.push_back(x < 4 ? 0 : x);
@@ -329,11 +331,11 @@ TEMPLATE_TEST_CASE("plans: only past the hysteresis, and never more than the chu
       if (past) PROPERTY(plan[i] >= lower[i] && plan[i] <= upper[i]);
     }
     PROPERTY(plan == ab::apportion::steady(w, total, lower, upper, previous, how));
-    if (how.churn > 0 && past) {  // constant weights: there in wanted / churn calls
+    const Index calls = how.churn > 0 ? (wanted + how.churn - 1) / how.churn : 0;
+    if (calls > 0 && past && calls * static_cast<Index>(n) <= 200000) {  // constant weights: there in so many calls
       auto next = plan;
       const ab::apportion::Steady go{0, how.churn};
-      for (Index call = 1; call < (wanted + how.churn - 1) / how.churn; ++call)
-        next = ab::apportion::steady(w, total, lower, upper, next, go);
+      for (Index call = 1; call < calls; ++call) next = ab::apportion::steady(w, total, lower, upper, next, go);
       PROPERTY(next == fresh);
     }
   });
@@ -345,7 +347,7 @@ TEMPLATE_TEST_CASE("balancer: replay, save and restore with every feedback", "[p
     holds(
         name,
         [&] {
-          const auto n = property::size(2000);
+          const auto n = property::size();
           const int cut = property::in_range(0, 8);
           const Index total = property::in_range<Index>(0, 1000);
           const ab::apportion::Steady how{part(0, 10), property::in_range<Index>(0, 30)};

@@ -32,7 +32,7 @@ struct Case {
 template <class T>
 Case<T> make_case(std::size_t heads = 1) {
   Case<T> c;
-  const auto n = property::in_range(0, 40) == 0 ? std::size_t(0) : property::size(10000);
+  const auto n = property::in_range(0, 40) == 0 ? std::size_t(0) : property::size();
   c.weights = property::weights<T>(n * heads);
   for (const int x : property::as_many(n, 0, 8)) {
     const auto i = static_cast<Index>(c.mask.size());

@@ -33,6 +33,12 @@ struct Case {
       const auto all = property::as_many(n * features, -50, 51);  // from a seed: one draw, not n
       for (std::size_t i = 0; i < all.size(); ++i) rows[i / features].push_back(all[i] / 16.0);
     }
+    if (property::coin()) {  // masses and statistics from 1e-30 to 1e30
+      const auto exponents = property::as_many(n, -30, 31);
+      for (std::size_t j = 0; j < n; ++j)
+        for (std::size_t h = 0; h < heads; ++h)
+          for (const std::size_t at : {3 * h, 3 * h + 2}) rows[j][at] *= std::pow(10.0, exponents[j]);
+    }
     return rows;
   }
 

@@ -122,12 +122,12 @@ struct Ema {
     validate();
     detail::check_size("signal", weights.size(), "the state", log_state.size());
     const double largest = detail::largest_weight(weights);
-    double sum = 0;  // of the weights, relative to the largest
-    for (const S w : weights) sum += largest > 0 ? static_cast<double>(w) / largest : 1.0;
+    detail::Sum sum;  // of the weights, relative to the largest
+    for (const S w : weights) sum.add(largest > 0 ? static_cast<double>(w) / largest : 1.0);
     const double log_all = detail::log_sum_exp(std::span<const S>(log_state));
     const double log_keep = log_all == detail::minus_infinity ? detail::minus_infinity  // nothing to remember
                                                               : std::log1p(-static_cast<double>(rate)) - log_all;
-    const double log_step = std::log(static_cast<double>(rate)) - std::log(sum);
+    const double log_step = std::log(static_cast<double>(rate)) - std::log(sum.value());
     detail::for_each_log_weight(weights, log_state.size(), [&](std::size_t i, double log_weight) {
       // At rate 1 log_keep is -inf, and so may the state be; but +inf it is not, so that no sum is NaN.
       log_state[i] =

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "attention_balancer/allocate/concepts.hpp"
+#include "attention_balancer/allocate/detail/crossing.hpp"
 #include "attention_balancer/core/error.hpp"
 #include "attention_balancer/core/types.hpp"
 
@@ -21,9 +22,9 @@ double log_sum_exp(std::span<const T> log_state) {
   double largest = minus_infinity;
   for (const T x : log_state) largest = std::max(largest, static_cast<double>(x));
   if (largest == minus_infinity) return minus_infinity;
-  double sum = 0;
-  for (const T x : log_state) sum += std::exp(static_cast<double>(x) - largest);
-  return largest + std::log(sum);
+  Sum sum;  // a plain sum of a hundred thousand items is off by hundreds of epsilon, and so would be every share
+  for (const T x : log_state) sum.add(std::exp(static_cast<double>(x) - largest));
+  return largest + std::log(sum.value());
 }
 
 [[noreturn]] inline void nothing_alive() {

@@ -15,17 +15,27 @@ class Workspace {
   Workspace() = default;
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  Workspace(Workspace&& other) noexcept = default;
-  Workspace& operator=(Workspace&& other) noexcept = default;
+  Workspace(Workspace&& other) noexcept
+      : memory_(std::move(other.memory_)), capacity_(std::exchange(other.capacity_, 0)) {}
+  Workspace& operator=(Workspace&& other) noexcept {
+    memory_ = std::move(other.memory_);
+    capacity_ = std::exchange(other.capacity_, 0);
+    return *this;
+  }
 
   /// Bytes held.
-  std::size_t capacity() const noexcept { return own_.capacity + beside_.capacity; }
+  std::size_t capacity() const noexcept { return capacity_; }
 
   /// Memory for `bytes` bytes, aligned to a cache line; its content is not kept. Throws std::bad_alloc.
-  std::byte* reserve(std::size_t bytes) { return own_.reserve(bytes); }
-
-  /// The same, apart from what reserve returns: for what must last while that is used.
-  std::byte* reserve_beside(std::size_t bytes) { return beside_.reserve(bytes); }
+  std::byte* reserve(std::size_t bytes) {
+    if (bytes > capacity_) {
+      memory_.reset();  // free first: both at once would double the peak
+      capacity_ = 0;
+      memory_.reset(static_cast<std::byte*>(::operator new(bytes, alignment)));
+      capacity_ = bytes;
+    }
+    return memory_.get();
+  }
 
   static constexpr std::align_val_t alignment{64};
 
@@ -33,28 +43,8 @@ class Workspace {
   struct Free {
     void operator()(std::byte* p) const noexcept { ::operator delete(p, alignment); }
   };
-  struct Piece {
-    std::unique_ptr<std::byte, Free> memory;
-    std::size_t capacity = 0;
-
-    Piece() = default;
-    Piece(Piece&& other) noexcept : memory(std::move(other.memory)), capacity(std::exchange(other.capacity, 0)) {}
-    Piece& operator=(Piece&& other) noexcept {
-      memory = std::move(other.memory);
-      capacity = std::exchange(other.capacity, 0);
-      return *this;
-    }
-    std::byte* reserve(std::size_t bytes) {
-      if (bytes > capacity) {
-        memory.reset();  // free first: both at once would double the peak
-        capacity = 0;
-        memory.reset(static_cast<std::byte*>(::operator new(bytes, alignment)));
-        capacity = bytes;
-      }
-      return memory.get();
-    }
-  };
-  Piece own_, beside_;
+  std::unique_ptr<std::byte, Free> memory_;
+  std::size_t capacity_ = 0;
 };
 
 }  // namespace attention_balancer

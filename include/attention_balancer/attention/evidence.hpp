@@ -46,7 +46,8 @@ inline constexpr Statistic<Kind::squared_odds> squared_odds{};
 /// sum_i u_i (p_ij / (1 - p_ij))^2 |v_j - o_i|^2: the squared change of the output if key j were dropped, exactly. In
 /// units of the output, so comparable across heads. Needs values and output. Where p is near 1, and both 1 - p and
 /// v - o vanish, it is computed as p^2 |v_j - o'_i|^2, o' the output of the other keys: the relative error stays below
-/// 300 epsilon beside that of the scores. Without the only key that a query sees, its output is 0, as of an empty row.
+/// 300 epsilon beside that of the scores, unless the values are large beside their differences. Without the only key
+/// that a query sees, its output is 0, as of an empty row.
 inline constexpr Statistic<Kind::leave_one_out> leave_one_out{};
 
 }  // namespace evidence

@@ -1,8 +1,13 @@
 // Attention with products of bf16: against the reference at the stated error, where the machine has them and where it
 // has not.
 
+#include <string_view>
+
 #include "support/check.hpp"
 #include "support/options.hpp"
+
+// Compiled for a machine with such products and for one without, the same functions differ: they need two names.
+static_assert(ab::simd::has_bf16_products == (std::string_view(ab::simd::isa) == "avx512bf16"));
 
 namespace {
 

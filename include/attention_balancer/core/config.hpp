@@ -9,6 +9,11 @@
 // translation units compiled for two machines can be linked into one program without sharing a function.
 #if defined(ATTENTION_BALANCER_NO_SIMD)
 #define ATTENTION_BALANCER_ISA isa_scalar
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__) && \
+    defined(__AVX512BF16__)
+// A name of its own: what Bf16Products does is another function there.
+#define ATTENTION_BALANCER_ISA isa_avx512bf16
+#define ATTENTION_BALANCER_BF16_PRODUCTS
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)
 #define ATTENTION_BALANCER_ISA isa_avx512
 #elif defined(__AVX512F__)

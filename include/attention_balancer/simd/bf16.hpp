@@ -8,7 +8,7 @@
 namespace attention_balancer::simd {
 ATTENTION_BALANCER_BEGIN_ISA
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(ATTENTION_BALANCER_NO_SIMD)
+#if defined(ATTENTION_BALANCER_BF16_PRODUCTS)
 
 /// Whether this translation unit is compiled for a machine with such products.
 inline constexpr bool has_bf16_products = true;

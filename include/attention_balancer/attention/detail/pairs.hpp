@@ -15,7 +15,7 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(ATTENTION_BALANCER_NO_SIMD)
+#if defined(ATTENTION_BALANCER_BF16_PRODUCTS)
 
 /// The product of tiles of pairs.
 struct MultiplyPairs {

@@ -191,3 +191,26 @@ TEST_CASE("products of bf16 leave alone what they are not for", "[attention][cac
     CHECK(support::same_bits(e, f));
   }
 }
+
+TEST_CASE("products of bf16 ask for the values that follow", "[attention][cache][bf16]") {
+  const auto* products = ab::detail::pair_products();
+  if (products == nullptr) return;  // not on this machine
+  struct Asked {
+    Index begin = 1000, end = 0;
+  } asked;
+  ab::detail::RowSource<float> source;
+  source.cache = &asked;
+  source.ask = [](const void* cache, bool, Index, Index, Index begin, Index end) {
+    Asked& all = *static_cast<Asked*>(const_cast<void*>(cache));
+    all.begin = std::min(all.begin, begin), all.end = std::max(all.end, end);
+  };
+  // 128 tokens of 16 features, from the 256th on, for a pack of queries.
+  constexpr int lanes = ab::simd::lanes<float>;
+  alignas(64) static float weights[128 * lanes], values[64 * 16], output[16 * lanes], pairs[64 * lanes];
+  const ab::detail::Ahead<float> ahead{source, true, 0, 0, 256, 900, 2};
+  ab::detail::Far far;
+  far.rows = true;
+  products[0].add(weights, {values, 16}, 128, 16, output, ab::detail::Onto::zero, nullptr, pairs, ahead.of(far));
+  CHECK(asked.begin == 384);
+  CHECK(asked.end == 512);
+}

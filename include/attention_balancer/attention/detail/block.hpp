@@ -148,8 +148,8 @@ class Block {
   }
 
   /// What is asked for while rows from `from` on are multiplied: of a cache, what is not loaded yet lies elsewhere.
-  Ahead<T> ahead(bool values, Index from) const noexcept {
-    return {call_.source, values, batch_, kv_head_, from, p_.keys};
+  Ahead<T> ahead(bool values, Index from, Index tokens) const noexcept {
+    return {call_.source, values, batch_, kv_head_, from, p_.keys, tokens};
   }
   Far far_of(const Ahead<T>& ahead, Index count) const noexcept {
     if (call_.source.cache == nullptr || !far_.rows) return far_;
@@ -257,7 +257,7 @@ class Block {
 
   /// scores [count, W] of keys, and top raised to them unless it is null. `from`: the position of the first.
   void multiply_keys(const T* keys, Index stride, Index from, Index count, T* scores, T* top) const noexcept {
-    const Ahead<T> next = ahead(false, from);
+    const Ahead<T> next = ahead(false, from, 1);
     const Far far = far_of(next, count);
     if (call_.source.pairs != nullptr)
       call_.source.pairs[V - 1].score(s_.queries, {keys, stride}, count, p_.dim, scores, top, far);
@@ -299,9 +299,10 @@ class Block {
     if (p_.value_dim > 0) {
       Rows<T> v = values_of(range);
       if (guard) v = guarded(v, keys);
-      const Ahead<T> next = ahead(true, range.begin);
+      const bool pairs = call_.source.pairs != nullptr && !guard;
+      const Ahead<T> next = ahead(true, range.begin, pairs ? 2 : 1);
       const Far far = far_of(next, keys);
-      if (call_.source.pairs != nullptr && !guard)
+      if (pairs)
         call_.source.pairs[V - 1].add(scores, v, keys, p_.value_dim, s_.output, onto, state_.shrink, s_.spare, far);
       else
         add_values<T, V>(scores, v.data, v.stride, keys, p_.value_dim, s_.output, onto, state_.shrink, far);

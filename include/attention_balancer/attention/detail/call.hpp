@@ -76,13 +76,14 @@ template <Scalar T>
 struct Ahead {
   const RowSource<T>& source;
   bool values;
-  Index batch, kv_head, begin, keys;  // the first row of the product, and the number of all
+  Index batch, kv_head, begin, keys;  // the first token of the product, and the number of all
+  Index tokens;                       // in a row of the product: of values in pairs 2
 
   Far of(Far far) const noexcept {
     far.asker = this;
     far.ask = [](const void* asker, Index first, Index count) {
       const Ahead& a = *static_cast<const Ahead*>(asker);
-      const Index from = a.begin + first, to = std::min(from + count, a.keys);
+      const Index from = a.begin + first * a.tokens, to = std::min(from + count * a.tokens, a.keys);
       if (from < to) a.source.ask(a.source.cache, a.values, a.batch, a.kv_head, from, to);
     };
     return far;

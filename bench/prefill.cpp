@@ -72,6 +72,7 @@ void shapes(benchmark::internal::Benchmark* b) {
   for (const int queries : {16, 64, 256, 1024}) b->Args({8, 8, queries, 4096, 128});
   for (const int queries : {16, 64}) b->Args({32, 8, queries, 4096, 128});
   for (const int queries : {64, 1024}) b->Args({8, 8, queries, 1024, 64});
+  b->Args({4, 2, 40, 300, 48});
 }
 
 BENCHMARK(prefill<ab::bf16, Way::storage>)->Name("bf16")->Apply(shapes);

@@ -94,7 +94,7 @@ Options parse(int argc, char** argv) {
   app.add_option("--parts", options.parts, "of the tokens, for the curve");
   app.add_option("--rules", options.rules, "of the curve of budgets, by their names in it; all if none is named");
   app.add_option("--gains", options.gains, "of the balancer that draws examples: by loss ^ gain");
-  app.add_flag("--restart", options.restart, "begin anew where there is a checkpoint");
+  app.add_flag("--restart", options.restart, "begin anew where there is a checkpoint, or models of a curve");
   app.add_flag("--no-yardsticks", options.no_yardsticks, "train only");
   app.add_flag("--budget-curve", options.budget_curve, "compare token budgets instead");
   app.add_flag("--draw-curve", options.draw_curve, "compare ways to draw examples instead");
@@ -283,15 +283,19 @@ int main(int argc, char** argv) try {
   training_options.seed = options.seed;
 
   if (options.budget_curve || options.draw_curve) {
-    const example::Study study{
-        shape, &train,        &validation,   options.tune ? &validation : &test, training_options,
-        {},    options.seeds, defaults.title};
+    example::Study study{shape, &train,        &validation,   options.tune ? &validation : &test, training_options,
+                         {},    options.seeds, defaults.title};
+    study.restart = options.restart;
     if (options.budget_curve) {
+      study.models = file_of(options, "_budget");
       const auto rules = example::budget_rules({options.guide, options.entropy}, options.rules);
       example::report_budget_study(example::run_budget_study(study, rules, options.parts), rules, study,
                                    file_of(options, "_budget.svg"));
     }
-    if (options.draw_curve) example::run_draw_study(study, options.gains, file_of(options, "_draw.svg"));
+    if (options.draw_curve) {
+      study.models = file_of(options, "_draw");
+      example::run_draw_study(study, options.gains, file_of(options, "_draw.svg"));
+    }
     example::check_printed();
     return 0;
   }

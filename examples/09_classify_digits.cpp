@@ -55,7 +55,7 @@ Options parse(int argc, char** argv) {
   app.add_option("--parts", options.parts, "of the patches, for the curve");
   app.add_option("--rules", options.rules, "of the curve of budgets, by their names in it; all if none is named");
   app.add_option("--gains", options.gains, "of the balancer that draws examples: by loss ^ gain");
-  app.add_flag("--restart", options.restart, "begin anew where there is a checkpoint");
+  app.add_flag("--restart", options.restart, "begin anew where there is a checkpoint, or models of a curve");
   app.add_flag("--budget-curve", options.budget_curve, "compare budgets instead");
   app.add_flag("--draw-curve", options.draw_curve, "compare ways to draw examples instead");
   app.add_flag("--tune", options.tune, "the curve of budgets on the validation digits, to choose settings by");
@@ -116,16 +116,20 @@ int main(int argc, char** argv) try {
   training_options.seed = options.seed;
 
   if (options.budget_curve || options.draw_curve) {
-    const example::Study study{
+    example::Study study{
         shape,       &train,        &validation, options.tune ? &validation : &test, training_options,
         augment_for, options.seeds, "Digits"};
+    study.restart = options.restart;
     if (options.budget_curve) {
+      study.models = options.output / "classify_digits_budget";
       const auto rules = example::budget_rules({options.guide, options.entropy}, options.rules);
       example::report_budget_study(example::run_budget_study(study, rules, options.parts), rules, study,
                                    options.output / "classify_digits_budget.svg");
     }
-    if (options.draw_curve)
+    if (options.draw_curve) {
+      study.models = options.output / "classify_digits_draw";
       example::run_draw_study(study, options.gains, options.output / "classify_digits_draw.svg");
+    }
     example::check_printed();
     return 0;
   }

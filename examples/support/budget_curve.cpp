@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <limits>
+#include <sstream>
 
+#include "errors.hpp"
 #include "output.hpp"
 #include "plot.hpp"
 #include "progress.hpp"
@@ -22,6 +24,79 @@ void add(Series& series, double x, const std::vector<double>& runs, double unit 
 }
 
 constexpr double percent = 100;
+
+// Of an epoch in the study of draws. The fields of a line in the model's file.
+struct DrawRecord {
+  double step, validation_loss, validation_accuracy, train_loss;
+};
+
+// The models of a study that are ready, one file a run.
+class ReadyModels {
+ public:
+  explicit ReadyModels(const Study& study) : folder_(study.models), restart_(study.restart) {
+    if (folder_.empty()) return;
+    std::error_code error;
+    std::filesystem::create_directories(folder_, error);
+    if (error) throw FileError(folder_.string() + ": cannot be created: " + error.message());
+    if (!restart_ && !std::filesystem::is_empty(folder_, error))
+      std::printf("goes on with the models in %s (--restart begins anew)\n", folder_.c_str());
+  }
+
+  // Reads the model of this run if it is there, and what was noted in its epochs.
+  bool load(const std::string& rule, const Training& training, Classifier<float>& model,
+            std::vector<DrawRecord>* records = nullptr) const {
+    const auto file = file_of(rule, training);
+    std::error_code error;
+    if (folder_.empty() || restart_ || !std::filesystem::exists(file, error)) return false;
+    try {
+      const auto saved = read_saved_model(file);
+      check_identity(file, saved.metadata, training.identity());
+      if (records) *records = records_of(file, saved, training);
+      load_model(file, model);
+    } catch (const FileError& failure) {
+      throw FileError(std::string(failure.what()) + "; without " + folder_.string() + " the study begins anew");
+    }
+    return true;
+  }
+
+  void save(const std::string& rule, const Training& training, Classifier<float>& model,
+            const std::vector<DrawRecord>& records = {}) const {
+    if (folder_.empty()) return;
+    auto metadata = training.identity();
+    for (const auto& r : records)
+      metadata["records"] +=
+          format("%.17g %.17g %.17g %.17g\n", r.step, r.validation_loss, r.validation_accuracy, r.train_loss);
+    save_model(file_of(rule, training), model, metadata);
+  }
+
+ private:
+  std::filesystem::path file_of(const std::string& rule, const Training& training) const {
+    std::string name;
+    for (const char c : rule + " seed " + training.identity().at("seed")) {
+      const bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || c == '.';
+      if (plain || (!name.empty() && name.back() != '_')) name += plain ? c : '_';
+    }
+    return folder_ / (name + ".safetensors");
+  }
+
+  static std::vector<DrawRecord> records_of(const std::filesystem::path& file, const SavedModel& saved,
+                                            const Training& training) {
+    const auto found = saved.metadata.find("records");
+    std::vector<DrawRecord> records;
+    if (found != saved.metadata.end()) {
+      std::istringstream stream(found->second);
+      for (DrawRecord r{}; stream >> r.step >> r.validation_loss >> r.validation_accuracy >> r.train_loss;)
+        records.push_back(r);
+    }
+    if (std::to_string(records.size()) != training.identity().at("epochs"))
+      throw FileError(file.string() + ": holds the records of " + std::to_string(records.size()) +
+                      " epochs, but must hold those of " + training.identity().at("epochs"));
+    return records;
+  }
+
+  std::filesystem::path folder_;
+  bool restart_;
+};
 
 }  // namespace
 
@@ -50,6 +125,7 @@ std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<
     for (const double part : rules[r].all ? std::vector<double>{1} : parts) points.push_back({r, part, {}, {}, {}});
   Progress progress(study.name + ", epochs of the budget study",
                     rules.size() * static_cast<std::size_t>(study.seeds * study.options.epochs));
+  const ReadyModels ready(study);
   for (int seed = 1; seed <= study.seeds; ++seed)
     for (std::size_t r = 0; r < rules.size(); ++r) {
       auto options = study.options;
@@ -63,7 +139,12 @@ std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<
       Classifier<float> model(study.shape, random);
       Training training(model, *study.train, *study.validation, options,
                         study.augment ? study.augment(static_cast<unsigned>(seed)) : Training::Augment{});
-      training.run([&](const EpochRecord&) { return progress.advance(), true; });
+      if (ready.load(rules[r].name, training, model)) {
+        progress.advance(static_cast<std::size_t>(options.epochs));
+      } else {
+        training.run([&](const EpochRecord&) { return progress.advance(), true; });
+        ready.save(rules[r].name, training, model);
+      }
       for (auto& p : points) {
         if (p.rule != r) continue;
         Prediction best;
@@ -81,11 +162,13 @@ std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<
 
 void report_budget_study(const std::vector<BudgetPoint>& points, const std::vector<BudgetRule>& rules,
                          const Study& study, const std::filesystem::path& picture) {
+  // Settings are chosen by the validation examples, in the place of those of the test.
+  const char* examples = study.test == study.validation ? "validation" : "test";
   std::printf(
       "\n%s: accuracy against the tokens kept, mean of %d seeds and its 95 %% interval, and the difference to all "
-      "tokens;\ntime is that of all %zu test examples\n%-18s %8s %8s %27s %23s %10s\n",
-      study.name.c_str(), study.seeds, study.test->size(), "rule", "part", "kept", "accuracy", "difference",
-      "time");
+      "tokens;\ntime is that of all %zu %s examples\n%-18s %8s %8s %27s %23s %10s\n",
+      study.name.c_str(), study.seeds, study.test->size(), examples, "rule", "part", "kept", "accuracy",
+      "difference", "time");
   const BudgetPoint* all = nullptr;
   for (const auto& p : points)
     if (rules[p.rule].all) all = &p;
@@ -94,10 +177,11 @@ void report_budget_study(const std::vector<BudgetPoint>& points, const std::vect
     lowest_kept = std::min(lowest_kept, percent * bootstrap(p.kept).mean);
     lowest_time = std::min(lowest_time, 1e3 * bootstrap(p.seconds).mean);
   }
-  PlotPanel tokens{"Accuracy against tokens kept", "% of the tokens", "test accuracy, %", {}, {}, false, true};
+  PlotPanel tokens{
+      "Accuracy against tokens kept", "% of the tokens", format("%s accuracy, %%", examples), {}, {}, false, true};
   PlotPanel time{"Accuracy against time",
-                 "milliseconds for all test examples, one core",
-                 "test accuracy, %",
+                 format("milliseconds for all %s examples, one core", examples),
+                 format("%s accuracy, %%", examples),
                  {},
                  {},
                  false,
@@ -153,6 +237,7 @@ void run_draw_study(const Study& study, const std::vector<double>& gains, const 
 
   const auto epochs = static_cast<std::size_t>(study.options.epochs), seeds = static_cast<std::size_t>(study.seeds);
   Progress progress(study.name + ", epochs of the study of draws", rules.size() * seeds * epochs);
+  const ReadyModels ready(study);
   PlotPanel validation_loss{"Loss on the validation examples", "steps", "cross-entropy, nats", {}},
       accuracy{"Accuracy on the validation examples", "steps", "validation accuracy, %", {}},
       train_loss{"Loss on all training examples", "steps", "cross-entropy, nats", {}};
@@ -175,15 +260,24 @@ void run_draw_study(const Study& study, const std::vector<double>& gains, const 
       Classifier<float> model(study.shape, random);
       Training training(model, *study.train, *study.validation, options,
                         study.augment ? study.augment(static_cast<unsigned>(seed)) : Training::Augment{});
-      training.run([&](const EpochRecord& e) {
-        const auto at = static_cast<std::size_t>(e.epoch) - 1;
-        steps[at] = e.step;
-        losses[at].push_back(e.validation_loss);
-        accuracies[at].push_back(e.validation_accuracy);
-        train_losses[at].push_back(predict(model, *study.train, {}).mean_loss());
-        progress.advance();
-        return true;
-      });
+      std::vector<DrawRecord> records;
+      if (ready.load(rule.name, training, model, &records)) {
+        progress.advance(epochs);
+      } else {
+        training.run([&](const EpochRecord& e) {
+          records.push_back(
+              {e.step, e.validation_loss, e.validation_accuracy, predict(model, *study.train, {}).mean_loss()});
+          progress.advance();
+          return true;
+        });
+        ready.save(rule.name, training, model, records);
+      }
+      for (std::size_t e = 0; e < epochs; ++e) {
+        steps[e] = records[e].step;
+        losses[e].push_back(records[e].validation_loss);
+        accuracies[e].push_back(records[e].validation_accuracy);
+        train_losses[e].push_back(records[e].train_loss);
+      }
     }
     progress.hide();
     Series of_losses{rule.name, {}, {}, {}, {}}, of_accuracies = of_losses, of_train_losses = of_losses;

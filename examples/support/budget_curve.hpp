@@ -40,10 +40,15 @@ struct Study {
   std::function<Training::Augment(unsigned seed)> augment;  // or none
   int seeds = 5;
   std::string name;
+  // Folder that gets the model of every run when it is ready; a run whose model is there is not trained again. None
+  // if empty.
+  std::filesystem::path models = {};
+  bool restart = false;  // train again what is there
 };
 
 /// Trains one model per rule and seed, each step under a part drawn from `parts`, and tests it under each of them
-/// as it is after its last epoch. The times are the best of three runs.
+/// as it is after its last epoch. The times are the best of three runs. Throws FileError if a model in the folder is
+/// that of another run.
 std::vector<BudgetPoint> run_budget_study(const Study& study, const std::vector<BudgetRule>& rules,
                                           const std::vector<double>& parts);
 
@@ -53,7 +58,7 @@ void report_budget_study(const std::vector<BudgetPoint>& points, const std::vect
                          const Study& study, const std::filesystem::path& picture);
 
 /// Trains with examples drawn uniformly and drawn by the balancer at these gains; prints and draws the loss on the
-/// validation examples against the steps.
+/// validation examples against the steps. Throws FileError if a model in the folder is that of another run.
 void run_draw_study(const Study& study, const std::vector<double>& gains, const std::filesystem::path& picture);
 
 /// The charts of one training run: loss per step and per epoch, and accuracy per epoch.

@@ -150,17 +150,22 @@ Digits read_digits(const std::filesystem::path& file) {
   if (table.values.cols() != side * side + 1)
     throw FileError(file.string() + ": has " + std::to_string(table.values.cols()) +
                     " columns, but must have 784 pixels and a digit");
+  for (std::size_t column = 0; column < table.missing.size(); ++column)
+    if (table.missing[column] > 0)
+      throw FileError(file.string() + ": " + std::to_string(table.missing[column]) + " missing in \"" +
+                      table.columns[column] + "\", but every pixel and every digit must be there");
   Digits digits;
   for (Eigen::Index i = 0; i < rows; ++i) {
     const double label = table.values(i, side * side);
     if (!(label >= 0 && label <= 9) || label != std::floor(label))
       fail(file, static_cast<std::size_t>(i + 1), format("the digit is %g, but must be in 0 to 9", label));
     digits.labels.push_back(static_cast<int>(label));
+    for (Eigen::Index j = 0; j < side * side; ++j)
+      if (!(table.values(i, j) >= 0 && table.values(i, j) <= 255))
+        fail(file, static_cast<std::size_t>(i + 1),
+             format("pixel %td is %g, but must be in 0 to 255", j + 1, table.values(i, j)));
   }
-  const auto pixels = table.values.leftCols(side * side);
-  if (pixels.minCoeff() < 0 || pixels.maxCoeff() > 255)
-    throw FileError(file.string() + ": a pixel is outside of 0 to 255");
-  digits.pixels = (pixels / 255).cast<float>();
+  digits.pixels = (table.values.leftCols(side * side) / 255).cast<float>();
   return digits;
 }
 

@@ -193,7 +193,7 @@ bool Training::resume() {
   try {
     read_checkpoint();
   } catch (const FileError& failure) {
-    throw FileError(std::string(failure.what()) + ". Without this file the training begins anew");
+    throw FileError(std::string(failure.what()) + "; without this file the training begins anew");
   }
   return true;
 }
@@ -201,10 +201,7 @@ bool Training::resume() {
 void Training::read_checkpoint() {
   Safetensors file(options_.checkpoint);
   const auto name = options_.checkpoint.string();
-  for (const auto& [key, value] : identity())
-    if (file.metadata(key) != value)
-      throw FileError(name + ": is a checkpoint of another run: \"" + key + "\" is \"" + file.metadata(key) +
-                      "\" there, but \"" + value + "\" here");
+  check_identity(options_.checkpoint, file.metadata(), identity());
   const auto number = [&](const char* key) {
     const auto& text = file.metadata(key);
     if (text.empty() || text.size() > 9 || text.find_first_not_of("0123456789") != text.npos)
@@ -386,6 +383,17 @@ SavedModel read_saved_model(const std::filesystem::path& file) {
     if (!(stream >> *size) || *size < 0 || *size > largest_size)
       throw FileError(file.string() + ": \"shape\" is \"" + tensors.metadata("shape") + "\", but must be 8 sizes");
   return saved;
+}
+
+void check_identity(const std::filesystem::path& file, const std::map<std::string, std::string>& metadata,
+                    const std::map<std::string, std::string>& identity) {
+  for (const auto& [key, value] : identity) {
+    const auto found = metadata.find(key);
+    if (found == metadata.end()) throw FileError(file.string() + ": \"" + key + "\" is missing in the metadata");
+    if (found->second != value)
+      throw FileError(file.string() + ": is of another run: \"" + key + "\" is \"" + found->second +
+                      "\" there, but \"" + value + "\" here");
+  }
 }
 
 std::vector<std::string> lines_of(const std::string& text) {

@@ -130,6 +130,10 @@ struct SavedModel {
 /// Throws FileError if the file is no model.
 SavedModel read_saved_model(const std::filesystem::path& file);
 
+/// Throws FileError for what is in a file beside the parameters, if it is missing or other than `identity`.
+void check_identity(const std::filesystem::path& file, const std::map<std::string, std::string>& metadata,
+                    const std::map<std::string, std::string>& identity);
+
 /// Reads the parameters back. Throws FileError if the file is no model of this shape; the model is then unchanged.
 void load_model(const std::filesystem::path& file, Classifier<float>& model);
 

@@ -91,7 +91,10 @@ TEST_CASE("dataset: digits and their patches") {
   };
   refused(line(0, "1", "10"), "line 1: the digit is 10, but must be in 0 to 9");
   refused(line(0, "1", "1") + line(0, "1", "1.5"), "line 2: the digit is 1.5");
-  refused(line(0, "256", "1"), "a pixel is outside of 0 to 255");
+  refused(line(0, "1", "1") + line(2, "256", "1"), "line 2: pixel 3 is 256, but must be in 0 to 255");
+  refused(line(0, "-1", "1"), "line 1: pixel 1 is -1, but must be in 0 to 255");
+  refused(line(0, "1", "1") + line(2, "NaN", "1"), "1 missing in \"column 3\"");
+  refused(line(0, "1", "1") + line(2, "1", ""), "1 missing in \"column 785\"");
   refused("1,2\n", "has 2 columns");
 }
 

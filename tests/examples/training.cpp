@@ -196,8 +196,8 @@ TEST_CASE("training: a checkpoint of another run, another shape, or cut short is
   };
   auto other = options_with(checkpoint);
   other.adam.rate = 0.02;
-  refused(other, "is a checkpoint of another run: \"adam\" is \"0.01 ");
-  refused(other, ". Without this file the training begins anew");
+  refused(other, "is of another run: \"adam\" is \"0.01 ");
+  refused(other, "; without this file the training begins anew");
 
   Random random(1);
   auto wide_shape = shape;
@@ -361,4 +361,60 @@ TEST_CASE("training: the studies of budgets and draws, in small") {
     CHECK_THAT(svg, ContainsSubstring("</svg>"));
     CHECK(svg.find("nan") == svg.npos);
   }
+}
+
+TEST_CASE("training: a study that was interrupted goes on with the models that are ready") {
+  files::Folder folder;
+  const auto train = sequences(30, 1), validation = sequences(9, 3), test = sequences(15, 2);
+  auto options = options_with({});
+  options.epochs = 2;
+  example::Study study{shape, &train, &validation, &test, options, {}, 2, "Small"};
+  const auto rules = example::budget_rules({0.5, 0.1}, {"all tokens", "shares"});
+  const auto accuracies = [&](const std::vector<example::BudgetPoint>& points) {
+    std::vector<double> all;
+    for (const auto& p : points) all.insert(all.end(), p.accuracy.begin(), p.accuracy.end());
+    return all;
+  };
+  const auto whole = accuracies(example::run_budget_study(study, rules, {1, 0.5}));
+  study.models = folder.path() / "budget";
+  CHECK(accuracies(example::run_budget_study(study, rules, {1, 0.5})) == whole);
+  const auto first = study.models / "all_tokens_seed_1.safetensors",
+             last = study.models / "shares_seed_2.safetensors";
+  const auto model = example::read_text(last);
+  REQUIRE(std::filesystem::remove(last));
+  CHECK(accuracies(example::run_budget_study(study, rules, {1, 0.5})) == whole);
+  CHECK(example::read_text(last) == model);
+  // What is there is not trained again.
+  Random random(7);
+  Classifier<float> other(shape, random);
+  example::save_model(first, other, example::read_saved_model(first).metadata);
+  const auto replaced = example::read_text(first);
+  (void)example::run_budget_study(study, rules, {1, 0.5});
+  CHECK(example::read_text(first) == replaced);
+  study.restart = true;
+  CHECK(accuracies(example::run_budget_study(study, rules, {1, 0.5})) == whole);
+  CHECK(example::read_text(first) != replaced);
+  study.restart = false;
+  study.options.adam.rate = 0.02;
+  CHECK_THROWS_WITH(example::run_budget_study(study, rules, {1, 0.5}),
+                    ContainsSubstring("all_tokens_seed_1.safetensors: is of another run: \"adam\" is \"0.01 ") &&
+                        ContainsSubstring("budget the study begins anew"));
+  folder.write("budget/all_tokens_seed_1.safetensors", replaced.substr(0, replaced.size() - 1));
+  CHECK_THROWS_WITH(example::run_budget_study(study, rules, {1, 0.5}), ContainsSubstring("trunc"));
+  study.models = first / "folder";
+  CHECK_THROWS_WITH(example::run_budget_study(study, rules, {1, 0.5}), ContainsSubstring("cannot be created"));
+  study.options.adam.rate = 0.01;
+
+  study.models = folder.path() / "draw";
+  example::run_draw_study(study, {0.5}, folder.path() / "whole.svg");
+  const auto drawn = study.models / "balancer_loss_0.5_seed_1.safetensors";
+  REQUIRE(std::filesystem::remove(study.models / "uniform_seed_2.safetensors"));
+  REQUIRE(std::filesystem::exists(drawn));
+  example::run_draw_study(study, {0.5}, folder.path() / "resumed.svg");
+  CHECK(example::read_text(folder.path() / "resumed.svg") == example::read_text(folder.path() / "whole.svg"));
+  auto saved = example::read_saved_model(drawn);
+  saved.metadata["records"] = saved.metadata["records"].substr(0, saved.metadata["records"].find('\n'));
+  example::save_model(drawn, other, saved.metadata);
+  CHECK_THROWS_WITH(example::run_draw_study(study, {0.5}, folder.path() / "resumed.svg"),
+                    ContainsSubstring("holds the records of 1 epochs, but must hold those of 2"));
 }

@@ -16,12 +16,14 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// who computes the chunks.
 template <Scalar T>
 struct Chunks {
+  static constexpr Index most = 16;
+
   Index packs, blocks, count, grain;
 
   explicit Chunks(Index queries, Index query_grain = 0) noexcept
       : packs((queries + simd::lanes<T> - 1) / simd::lanes<T>),
         blocks(std::max(Index(1), (packs + 1) / block_packs)),  // the last block takes up to 4 packs
-        count(std::min(Index(16), blocks)),
+        count(std::min(most, blocks)),
         grain(query_grain > queries / count ? 0 : query_grain) {}
 
   /// First query of chunk c; chunk `count` starts past the last one.
@@ -40,7 +42,8 @@ class Worker {
   Worker(const Call<T>& call, Evidence<T>* evidence) : Worker(call, evidence, Index(1)) {}
 
   /// Reserves the memory; nothing is written to the evidence before run. The first head has row `evidence_row` there.
-  Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency, Index evidence_row = 0)
+  Worker(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, Index concurrency,
+         Index evidence_row = 0)
       : Worker(call, evidence, concurrency) {
     evidence_row_ = evidence_row;
     const Index kept_bytes = partial_size_ * static_cast<Index>(sizeof(T));
@@ -59,10 +62,12 @@ class Worker {
   /// The same where the evidence has its shape already: that of this call, or that of one with more batch items or keys.
   template <class Run>
   void run_reshaped(const Run& executor) {
-    share(executor, by_chunk_ ? heads_ * chunks_.count : heads_, [this](Index item, const Scratch<T>& scratch) {
-      by_chunk_ ? run_chunk(item, scratch) : run_head(item, scratch);
+    if (slots_ > 1) order_chunks();
+    const Index whole = heads_ - cut_;
+    share(executor, whole + cut_ * chunks_.count, [this, whole](Index item, const Scratch<T>& scratch) {
+      item < whole ? run_head(item, scratch) : run_chunk(item - whole, scratch);
     });
-    if (partials_kept_ > 0) share(executor, heads_, [this](Index head, const Scratch<T>&) { add_kept(head); });
+    if (partials_kept_ > 0) share(executor, cut_, [this](Index head, const Scratch<T>&) { add_kept(head); });
   }
 
   void reshape_evidence() {
@@ -90,10 +95,15 @@ class Worker {
         with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none),
         slots_(std::clamp(concurrency, Index(1), heads_ * chunks_.count)) {
     const Problem& p = call.problem;
-    // Chunks of a head have partial masses of their own, to be added in order. With heads enough for everybody, a
-    // worker takes whole heads and keeps one chunk's at a time; otherwise all are kept, 16 per head at most.
-    by_chunk_ = evidence == nullptr || (chunks_.count > 1 && slots_ > 1 && heads_ < 2 * slots_);
-    partials_kept_ = by_chunk_ && evidence != nullptr ? heads_ * chunks_.count : 0;
+    // Chunks of a head have partial masses of their own, to be added in order. As long as there are heads enough for
+    // everybody, a worker takes whole heads and keeps one chunk's at a time; of the last heads, fewer than two for each
+    // worker, all are kept, so that everybody is done at the same time.
+    if (evidence == nullptr)
+      cut_ = heads_;
+    else if (chunks_.count > 1 && slots_ > 1)
+      cut_ = std::min(heads_, slots_ + heads_ % slots_);
+    for (Index c = 0; c < chunks_.count; ++c) order_[c] = c;
+    partials_kept_ = evidence != nullptr ? cut_ * chunks_.count : 0;
     columns_ = !with_mass_ ? 0 : call.statistic == evidence::Kind::mass ? 2 : 3;
     partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
     Scratch<T> sizes;
@@ -113,9 +123,41 @@ class Worker {
     });
   }
 
+  /// The chunks of a head by their work, as the query in the middle of each in the first head tells: those that take
+  /// longest come first, lest one of them keeps a worker busy when all else is done.
+  void order_chunks() noexcept {
+    const Problem& p = call_.problem;
+    double work[Chunks<T>::most];
+    for (Index c = 0; c < chunks_.count; ++c) {
+      const Index begin = chunks_.begin(c, p.queries), end = chunks_.begin(c + 1, p.queries);
+      work[c] = static_cast<double>(end - begin) * visible_part((begin + end) / 2);
+      // The later of two alike is first: it has the queries that are left over.
+      Index at = c;
+      for (; at > 0 && work[order_[at - 1]] <= work[c]; --at) order_[at] = order_[at - 1];
+      order_[at] = c;
+    }
+  }
+
+  /// About how much a query sees of the keys: 1 if all.
+  double visible_part(Index query) const noexcept {
+    const Problem& p = call_.problem;
+    if (!call_.policies.has_masks || p.keys == 0) return 1;
+    constexpr Index pieces = 32;
+    Index seen = 0;
+    for (Index i = 0; i < pieces; ++i) {
+      const Index begin = p.keys * i / pieces, end = std::max(begin + 1, p.keys * (i + 1) / pieces);
+      const Rect rect{query, query + 1, begin, end, call_.first_batch, 0, p.queries, p.keys};
+      const mask::Coverage coverage = call_.policies.classify(call_.policies.policies, rect);
+      seen += coverage == mask::Coverage::full ? 2 : coverage == mask::Coverage::partial ? 1 : 0;
+    }
+    return static_cast<double>(seen) / (2 * pieces);
+  }
+
+  /// Chunks of the heads that are cut.
   void run_chunk(Index item, const Scratch<T>& scratch) noexcept {
-    const Index head = item / chunks_.count;
-    attend_chunk(head, item % chunks_.count, scratch, partials_kept_ > 0 ? kept(item) : nullptr);
+    const Index head = item / chunks_.count, chunk = order_[item % chunks_.count];
+    attend_chunk(heads_ - cut_ + head, chunk, scratch,
+                 partials_kept_ > 0 ? kept(head * chunks_.count + chunk) : nullptr);
   }
 
   void run_head(Index head, const Scratch<T>& scratch) noexcept {
@@ -160,8 +202,9 @@ class Worker {
     *EvidenceAccess::empty_rows(*evidence_, row) += static_cast<Index>(totals[1]);
   }
 
+  /// `head`: one of those that are cut.
   void add_kept(Index head) noexcept {
-    for (Index c = 0; c < chunks_.count; ++c) add_partial(head, kept(head * chunks_.count + c));
+    for (Index c = 0; c < chunks_.count; ++c) add_partial(heads_ - cut_ + head, kept(head * chunks_.count + c));
   }
 
   T* kept(Index item) const noexcept {
@@ -171,8 +214,9 @@ class Worker {
   const Call<T>& call_;
   Evidence<T>* evidence_;
   Chunks<T> chunks_;
-  Index heads_;
-  bool with_mass_, by_chunk_;
+  Index heads_, cut_ = 0;         // the last heads are cut: their chunks are items of their own
+  Index order_[Chunks<T>::most];  // in which the chunks of a head are taken
+  bool with_mass_;
   Index slots_, columns_, partials_kept_, partial_size_, slot_bytes_, evidence_row_ = 0;
   std::byte* memory_ = nullptr;
 };

@@ -27,9 +27,9 @@ struct Options {
   std::filesystem::path data = "build/data/mnist_5k.csv", output = "build";
   int epochs = 60, layers = 2, heads = 4, threads = 1, seeds = 5, width = 64, hidden = 128;
   unsigned seed = 1;
-  double rate = 2e-3, decay = 0.05, guide = 0.5, entropy = 0.02;
+  double rate = 2e-3, decay = 0.05, guide = 0.1, entropy = 0.005;
   std::vector<std::string> rules;
-  std::vector<double> parts{1, 0.75, 0.5, 0.375, 0.25, 0.125}, gains{0.5, 1};
+  std::vector<double> parts{1, 0.75, 0.5, 0.375}, gains{0.5, 1};
   bool restart = false, budget_curve = false, draw_curve = false, tune = false;
 };
 

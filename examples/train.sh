@@ -75,7 +75,8 @@ esac
 case $what in
   curves | all)
     run build/examples/classify_text --set r8 --epochs 6 --budget-curve --draw-curve
+    run build/examples/classify_digits --budget-curve
+    run build/examples/classify_digits --epochs 30 --draw-curve
     run build/examples/classify_text --set reviews --train-texts 6000 --test-texts 2000 --epochs 6 --budget-curve
-    run build/examples/classify_digits --epochs 30 --budget-curve --draw-curve
     ;;
 esac

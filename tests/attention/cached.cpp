@@ -57,7 +57,10 @@ TEMPLATE_TEST_CASE("attention to a cache is the reference on what it holds", "[a
   support::Random random(311);
   Index i = 0;
   for (const Index page_size : {1, 7, 16, 130}) {
-    const Index dim = i % 2 == 0 ? 40 : 64, value_dim = i % 3 == 0 ? 19 : 32, queries = i == 0 ? 1 : i == 2 ? 20 : 3;
+    const Index dim = i % 2 == 0 ? 40 : 64, value_dim = i % 3 == 0 ? 19 : 32,
+                queries = i == 0   ? 1
+                          : i == 2 ? 20
+                                   : 3;
     ++i;
     const Index lengths[] = {700, 0, 131};
     ab::KvCache<Stored> cache(3, 2, 700, dim, value_dim);
@@ -257,6 +260,28 @@ TEST_CASE("a cache says what is wrong", "[attention][cache]") {
   // An output in the memory of the pool.
   const ab::TensorView<float> inside = ab::bhsd(const_cast<float*>(view.keys.data), 1, 2, 1, 4);
   CHECK_THROWS_AS(ab::attention(in.q.view(), view, inside), ab::ShapeError);
+}
+
+// A quotient of 1 and 1e-40 is beyond float: that key would be stored as not a number.
+TEST_CASE("channels calibrated on next to nothing do not lose what comes later", "[attention][cache]") {
+  support::Random random(315);
+  const support::Inputs<float> in({1, 1, 1, 1, 6, 4, 3}, random);
+  Tensor<float> tiny(Layout::bhsd, 1, 1, 1, 4), out(Layout::bhsd, 1, 1, 1, 3);
+  Tensor<double> truth(Layout::bhsd, 1, 1, 1, 3);
+  for (Index c = 0; c < 4; ++c) tiny(0, 0, 0, c) = c == 3 ? 0.0f : 1e-40f * static_cast<float>(c + 1);
+  ab::KvCache<std::int8_t> cache(1, 1, 6, 4, 3);
+  cache.calibrate_channels(tiny.view());
+  cache.append(in.k.view(), in.v.view());
+  ab::attention(in.q.view(), cache, out.view());
+  ab::reference::attention(in.q.view(), in.k.view(), in.v.view(), truth.view());
+  for (Index c = 0; c < 3; ++c)
+    CHECK(static_cast<double>(out(0, 0, 0, c)) == Approx(truth(0, 0, 0, c)).margin(0.05));
+
+  ab::KvCache<std::int8_t> other(1, 1, 6, 4, 3);
+  for (const float bad : {0.0f, -1.0f, 1e-40f, 1e20f, std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN()})
+    CHECK_THROWS_AS(other.set_channel_scales(std::vector<float>{1, 1, bad, 1}), ab::InputError);
+  CHECK_NOTHROW(other.set_channel_scales(std::vector<float>{1, 0x1p-64f, 0x1p64f, 1}));
 }
 
 TEMPLATE_TEST_CASE("two parts merge into the whole", "[attention][merge]", float, double) {

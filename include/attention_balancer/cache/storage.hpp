@@ -252,7 +252,7 @@ class KvCacheBase {
   /// so: the scale of a token no longer has to serve its largest channel (Xiao et al., SmoothQuant, arXiv
   /// 2211.10438; per-channel keys as in KIVI, arXiv 2402.02750, but a token at a time). The error of channel c is
   /// channel_scale[c] * scale / 2 with scale = max_c(|k_c| / channel_scale[c]) / 127. Throws InputError if a
-  /// sequence has tokens or a scale is not positive.
+  /// sequence has tokens or a scale is not in [2^-64, 2^64]: beyond it a key's quotient leaves the range of float.
   void set_channel_scales(std::span<const float> scales) requires(std::is_same_v<Stored, std::int8_t>) {
     if (static_cast<Index>(scales.size()) != kv_heads() * dim())
       fail<ShapeError>("channel scales size", scales.size(),
@@ -260,13 +260,13 @@ class KvCacheBase {
     for (const Index n : lengths_)
       if (n > 0) fail<InputError>("length of a sequence", n, "be 0 when the channel scales are set");
     for (std::size_t i = 0; i < scales.size(); ++i)
-      if (!(scales[i] > 0) || !std::isfinite(scales[i]))
-        fail<InputError>("channel scale " + std::to_string(i), scales[i], "be positive and finite");
+      if (!(scales[i] >= least_channel && scales[i] <= most_channel))
+        fail<InputError>("channel scale " + std::to_string(i), scales[i], "be in [2^-64, 2^64]");
     pages_.set_channels({scales.begin(), scales.end()});
   }
 
   /// Channel scales from keys [B, Hkv, n, D] that are like those to come, such as a prompt's: the largest size of
-  /// each channel, 1 where all are 0.
+  /// each channel, 2^64 at most, 1 where that is below 2^-64.
   template <class K>
   void calibrate_channels(const TensorView<K>& k) requires(std::is_same_v<Stored, std::int8_t>) {
     require_equal("k.heads", k.heads, "the cache's kv_heads", kv_heads());
@@ -280,7 +280,7 @@ class KvCacheBase {
             if (const float x = std::fabs(static_cast<float>(k(b, h, j, c))); std::isfinite(x))
               scales[static_cast<std::size_t>(h * dim() + c)] =
                   std::max(scales[static_cast<std::size_t>(h * dim() + c)], x);
-    for (float& s : scales) s = s > 1e-30f ? s : 1.0f;
+    for (float& s : scales) s = s >= least_channel ? std::min(s, most_channel) : 1.0f;
     set_channel_scales(scales);
   }
 
@@ -290,6 +290,8 @@ class KvCacheBase {
     lengths_.assign(static_cast<std::size_t>(batch), 0);
     seen_.assign(static_cast<std::size_t>(batch), 0);
   }
+
+  static constexpr float least_channel = 0x1p-64f, most_channel = 0x1p64f;
 
   void check_sequence(Index b) const {
     if (b < 0 || b >= batch()) fail<ShapeError>("cache sequence", b, "be in [0, " + std::to_string(batch()) + ")");

@@ -1,8 +1,12 @@
 // Packed sequences: the results of each sequence alone, bit by bit, and of the reference.
 
 #include "attention_balancer/executor/openmp.hpp"
+#include "support/anybody.hpp"
 #include "support/check.hpp"
 #include "support/options.hpp"
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+#include "attention_balancer/executor/tbb.hpp"
+#endif
 
 namespace {
 
@@ -127,6 +131,83 @@ TEMPLATE_TEST_CASE("packed sequences are each sequence alone", "[attention][pack
       check_packed<T>(table, *lengths, layout);
       check_packed<T>(table, *lengths, layout, ab::mask::Causal{}, ab::score::Softcap{5});
     }
+  table.report();
+}
+
+TEMPLATE_TEST_CASE("many packed sequences that decode are each alone, in any company",
+                   "[attention][packed][executor]", float, double) {
+  using T = TestType;
+  constexpr Index heads = 6, kv_heads = 2, dim = 20, value_dim = 17;
+  // No keys, one, a block and a part, several splits, and one that is long beside the others.
+  constexpr Index lengths[] = {40, 0, 300, 1, 700, 128, 5, 129, 2100};
+  std::vector<Index> q_offsets{0}, k_offsets{0};
+  for (Index s = 0; s < 40; ++s) {
+    q_offsets.push_back(q_offsets.back() + (s == 11 ? 0 : 1 + s % 8));
+    k_offsets.push_back(k_offsets.back() + lengths[s % 9]);
+  }
+  const auto count = q_offsets.size() - 1;
+  support::Random random(54);
+  Tensor<T> q(Layout::bshd, 1, heads, q_offsets.back(), dim), k(Layout::bhsd, 1, kv_heads, k_offsets.back(), dim),
+      v(Layout::bshd, 1, kv_heads, k_offsets.back(), value_dim),
+      expected(Layout::bhsd, 1, heads, q_offsets.back(), value_dim);
+  for (auto* x : {&q, &k, &v}) x->fill(random, support::Family::log_normal, 1);
+  const std::vector<T> logits(static_cast<std::size_t>(heads), T(0.5));
+
+  support::Table table;
+  auto check = [&](const auto&... policies) {
+    std::vector<ab::Evidence<T>> alone(count);
+    for (std::size_t s = 0; s < count; ++s) {
+      if (q_offsets[s] == q_offsets[s + 1]) continue;
+      ab::attention(
+          tokens(q.view(), q_offsets[s], q_offsets[s + 1]), tokens(k.view(), k_offsets[s], k_offsets[s + 1]),
+          tokens(v.view(), k_offsets[s], k_offsets[s + 1]), tokens(expected.view(), q_offsets[s], q_offsets[s + 1]),
+          policies..., ab::observe(alone[s], ab::QueryWeights::all(), ab::evidence::leave_one_out));
+    }
+    auto run = [&](const std::string& name, const ab::PackedSequences& sequences, std::size_t first,
+                   std::size_t some, const auto& executor) {
+      table.begin(name);
+      Tensor<T> out(Layout::bhsd, 1, heads, q_offsets.back(), value_dim);
+      std::vector<ab::Evidence<T>> evidence(some);
+      ab::attention(q.view(), k.view(), v.view(), out.view(), sequences, policies..., executor,
+                    ab::observe(evidence, ab::QueryWeights::all(), ab::evidence::leave_one_out));
+      const Index begin = q_offsets[first], end = q_offsets[first + some];
+      table.expect(support::same_bits(tokens(out.view(), begin, end), tokens(expected.view(), begin, end)),
+                   "observed output");
+      for (std::size_t s = 0; s < some; ++s)
+        if (q_offsets[first + s] < q_offsets[first + s + 1])
+          table.expect(support::same_bits(evidence[s], alone[first + s]),
+                       "evidence of sequence " + std::to_string(first + s));
+      Tensor<T> plain(Layout::bhsd, 1, heads, q_offsets.back(), value_dim);
+      ab::attention(q.view(), k.view(), v.view(), plain.view(), sequences, policies..., executor);
+      table.expect(support::same_bits(plain.view(), out.view()), "output");
+    };
+    const ab::PackedSequences all(q_offsets, k_offsets);
+    run("Sequential", all, 0, count, ab::executor::Sequential{});
+    for (const Index pieces : {1, 2, 3, 7, 100}) {
+      run("backwards, " + std::to_string(pieces), all, 0, count,
+          support::Anybody{support::Anybody::backwards, pieces});
+      run("threads, " + std::to_string(pieces), all, 0, count, support::Anybody{support::Anybody::threads, pieces});
+    }
+#if defined(_OPENMP)
+    for (const Index threads : {2, 3, 16})
+      run("OpenMp, " + std::to_string(threads), all, 0, count, ab::executor::OpenMp{threads});
+#endif
+#if defined(ATTENTION_BALANCER_HAS_TBB)
+    for (const Index threads : {2, 3})
+      run("Tbb, " + std::to_string(threads), all, 0, count, ab::executor::Tbb{threads});
+#endif
+    // Fewer of them, so that other ones are too long for one worker.
+    for (const auto& [first, some] : {std::pair<std::size_t, std::size_t>{0, 4}, {4, 5}, {9, 20}, {39, 1}}) {
+      const std::vector<Index> part_q(q_offsets.begin() + static_cast<std::ptrdiff_t>(first),
+                                      q_offsets.begin() + static_cast<std::ptrdiff_t>(first + some + 1)),
+          part_k(k_offsets.begin() + static_cast<std::ptrdiff_t>(first),
+                 k_offsets.begin() + static_cast<std::ptrdiff_t>(first + some + 1));
+      run("part of them", ab::PackedSequences(part_q, part_k), first, some,
+          support::Anybody{support::Anybody::threads, 2});
+    }
+  };
+  check();
+  check(ab::mask::Causal{}, ab::normalize::Sink(logits));
   table.report();
 }
 

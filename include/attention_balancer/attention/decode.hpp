@@ -27,11 +27,71 @@ class Decoder {
   /// Reserves the memory; nothing is written before run.
   Decoder(const Call<T>& call, const KvView<Stored>& x, Evidence<T>* evidence, Workspace& workspace,
           Index concurrency)
+      : Decoder(call, x, evidence, call.problem.batch * call.problem.kv_heads, concurrency) {
+    layout(workspace.reserve(static_cast<std::size_t>(bytes())));
+  }
+
+  /// For groups one by one, in memory of the caller: bytes() at an address aligned to 64.
+  Decoder(const Call<T>& call, const KvView<Stored>& x, Evidence<T>* evidence)
+      : Decoder(call, x, evidence, Index(1), Index(1)) {}
+
+  Index bytes() { return layout(nullptr); }
+
+  void reshape_evidence() {
+    const Problem& p = call_.problem;
+    if (evidence_ != nullptr)
+      EvidenceAccess::reshape(*evidence_, p.batch, p.heads, p.queries, p.keys, with_mass_, call_.statistic,
+                              !call_.policies.has_masks, true);
+  }
+
+  template <class Run>
+  void run(const Run& executor) {
+    reshape_evidence();
+    for (Index g = 0; g < groups_; ++g) new (left_ + g) std::atomic<Index>(splits_of(g).count);
+    share(executor, groups_ * splits_,
+          [this](Index item, const DecodeScratch<T, Stored>& scratch, Index following) {
+            const Index group = item / splits_, split = item % splits_;
+            if (split >= splits_of(group).count) return;
+            attend(group, split, scratch, keys_of_item(following));
+            if (left_[group].fetch_sub(1, std::memory_order_acq_rel) == 1 && merge_at_once_) finish(group, scratch);
+          });
+    if (!merge_at_once_) {
+      share(executor, groups_,
+            [this](Index group, const DecodeScratch<T, Stored>& scratch, Index) { merge(group, scratch); });
+      if (with_mass_)
+        share(executor, groups_ * splits_, [this](Index item, const DecodeScratch<T, Stored>& scratch, Index) {
+          if (item % splits_ < splits_of(item / splits_).count) add_mass(item / splits_, item % splits_, scratch);
+        });
+    }
+    for (Index g = 0; g < groups_; ++g) total(g);
+  }
+
+  using Following = typename SplitWork<T, Stored>::Following;
+
+  /// All of one group, where the evidence has its shape already. `following`: the keys of the next one.
+  void run_group_in(std::byte* memory, Index group, const Following& following) noexcept {
+    layout(memory);
+    first_held_ = group;
+    const DecodeScratch<T, Stored> scratch = scratch_in(slot_memory_);
+    const Index count = splits_of(group).count;
+    for (Index s = 0; s < count; ++s)
+      attend(group, s, scratch, s + 1 < count ? keys_of_item(group * splits_ + s + 1) : following);
+    finish(group, scratch);
+    total(group);
+  }
+
+  /// The first keys of a group.
+  Following keys_of_group(Index group) const noexcept { return keys_of_item(group * splits_); }
+
+ private:
+  /// `held`: groups that are in memory at a time.
+  Decoder(const Call<T>& call, const KvView<Stored>& x, Evidence<T>* evidence, Index held, Index concurrency)
       : call_(call),
         x_(x),
         evidence_(evidence),
         sizes_(call.problem),
         groups_(call.problem.batch * call.problem.kv_heads),
+        held_(held),
         with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none),
         pack_keys_(x.keys.dim_stride != 1 && x.keys.dim > 1),
         pack_values_(x.values.dim_stride != 1 && x.values.dim > 1) {
@@ -42,41 +102,8 @@ class Decoder {
     // others would stand idle meanwhile.
     merge_at_once_ = slots_ == 1 || groups_ >= 4 * slots_;
     kept_stride_ = with_mass_ && p.queries > 1 ? DecodeSizes<T>::padded(p.keys) : 0;
-    Index bytes = layout(nullptr);
-    memory_ = workspace.reserve(static_cast<std::size_t>(bytes));
-    layout(memory_);
   }
 
-  template <class Run>
-  void run(const Run& executor) {
-    const Problem& p = call_.problem;
-    if (evidence_ != nullptr)
-      EvidenceAccess::reshape(*evidence_, p.batch, p.heads, p.queries, p.keys, with_mass_, call_.statistic,
-                              !call_.policies.has_masks, true);
-    for (Index g = 0; g < groups_; ++g) new (left_ + g) std::atomic<Index>(splits_of(g).count);
-    share(executor, groups_ * splits_,
-          [this](Index item, const DecodeScratch<T, Stored>& scratch, Index following) {
-            const Index group = item / splits_, split = item % splits_;
-            if (split >= splits_of(group).count) return;
-            attend(group, split, scratch, following);
-            if (left_[group].fetch_sub(1, std::memory_order_acq_rel) == 1 && merge_at_once_) {
-              merge(group, scratch);
-              if (with_mass_)
-                for (Index s = 0; s < splits_of(group).count; ++s) add_mass(group, s, scratch);
-            }
-          });
-    if (!merge_at_once_) {
-      share(executor, groups_,
-            [this](Index group, const DecodeScratch<T, Stored>& scratch, Index) { merge(group, scratch); });
-      if (with_mass_)
-        share(executor, groups_ * splits_, [this](Index item, const DecodeScratch<T, Stored>& scratch, Index) {
-          if (item % splits_ < splits_of(item / splits_).count) add_mass(item / splits_, item % splits_, scratch);
-        });
-    }
-    if (evidence_ != nullptr) total();
-  }
-
- private:
   /// Sets the pointers from `memory` on, aligned to 64 bytes, if it is not null; returns the number of bytes used.
   Index layout(std::byte* memory) {
     Index used = 0;
@@ -94,12 +121,12 @@ class Decoder {
     slot_bytes_ = used;
     used = 0;
     take(slot_memory_, slots_, slot_bytes_);
-    take(records_, groups_ * splits_, sizes_.record());
-    take(outputs_, groups_ * sizes_.rows, sizes_.value_dim);
-    take(results_, groups_, sizes_.rows);
-    take(kept_, kept_stride_ > 0 ? groups_ * sizes_.rows : 0, kept_stride_);
-    take(left_, Index(1), groups_);
-    take(dominant_, leaves_out() ? groups_ : 0, sizes_.rows);
+    take(records_, held_ * splits_, sizes_.record());
+    take(outputs_, held_ * sizes_.rows, sizes_.value_dim);
+    take(results_, held_, sizes_.rows);
+    take(kept_, kept_stride_ > 0 ? held_ * sizes_.rows : 0, kept_stride_);
+    take(left_, Index(1), held_);
+    take(dominant_, leaves_out() ? held_ : 0, sizes_.rows);
     return used;
   }
 
@@ -110,20 +137,24 @@ class Decoder {
     std::atomic<Index> next{0};
     const Index some = slots_ == 1 ? items : std::max(Index(1), items / (8 * slots_));
     executor.for_each(std::min(slots_, items), [&](Index slot) {
-      Index used = 0;
-      std::byte* const memory = slot_memory_ + slot * slot_bytes_;
-      DecodeScratch<T, Stored> scratch;
-      scratch.carve(sizes_, call_.problem, pack_keys_, pack_values_, splits_,
-                    [&](auto*& pointer, Index rows, Index columns) {
-                      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
-                      used += (rows * columns * static_cast<Index>(sizeof(*pointer)) + 63) / 64 * 64;
-                    });
+      const DecodeScratch<T, Stored> scratch = scratch_in(slot_memory_ + slot * slot_bytes_);
       for (Index first; (first = next.fetch_add(some, std::memory_order_relaxed)) < items;) {
         const Index end = std::min(first + some, items);
         for (Index item = first; item < end; ++item)
           f(item, scratch, item + 1 < end ? item + 1 : next.load(std::memory_order_relaxed));
       }
     });
+  }
+
+  DecodeScratch<T, Stored> scratch_in(std::byte* memory) const noexcept {
+    Index used = 0;
+    DecodeScratch<T, Stored> scratch;
+    scratch.carve(sizes_, call_.problem, pack_keys_, pack_values_, splits_,
+                  [&](auto*& pointer, Index rows, Index columns) {
+                    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
+                    used += (rows * columns * static_cast<Index>(sizeof(*pointer)) + 63) / 64 * 64;
+                  });
+    return scratch;
   }
 
   bool leaves_out() const noexcept { return with_mass_ && call_.statistic == evidence::Kind::leave_one_out; }
@@ -147,17 +178,22 @@ class Decoder {
   }
 
   T* record(Index group, Index split) const noexcept {
-    return records_ + (group * splits_ + split) * sizes_.record();
+    return records_ + ((group - first_held_) * splits_ + split) * sizes_.record();
   }
   const RowSoftmax<T>* states(Index group, Index split) const noexcept {
     return reinterpret_cast<const RowSoftmax<T>*>(record(group, split) + sizes_.rows * sizes_.value_dim);
   }
 
+  /// Row r of a group among those in memory.
+  Index held(Index group, Index r) const noexcept { return (group - first_held_) * sizes_.rows + r; }
+  T* output(Index group, Index r) const noexcept { return outputs_ + held(group, r) * sizes_.value_dim; }
+  RowResult<T>& result(Index group, Index r) const noexcept { return results_[held(group, r)]; }
+
   /// Where the scores of a group's rows are kept until the mass is known: of single queries in the place of the
   /// mass.
   T* kept(Index group) const noexcept {
     if (!with_mass_) return nullptr;
-    if (kept_stride_ > 0) return kept_ + group * sizes_.rows * kept_stride_;
+    if (kept_stride_ > 0) return kept_ + held(group, 0) * kept_stride_;
     return EvidenceAccess::mass(*evidence_, row(group, 0).in_evidence);
   }
   Index kept_stride() const noexcept { return kept_stride_ > 0 ? kept_stride_ : call_.problem.keys; }
@@ -168,19 +204,28 @@ class Decoder {
     return {std::min(split * length, keys), std::min((split + 1) * length, keys)};
   }
 
+  /// The same of an item of run; none past the last one.
+  Following keys_of_item(Index item) const noexcept {
+    const Index group = item / splits_, kv_heads = call_.problem.kv_heads;
+    if (group >= groups_) return {};
+    const auto keys = keys_of(group, item % splits_);
+    return {&x_, group / kv_heads, group % kv_heads, keys.first, keys.second};
+  }
+
   ATTENTION_BALANCER_NOINLINE void attend(Index group, Index split, const DecodeScratch<T, Stored>& scratch,
-                                          Index following) noexcept {
+                                          const Following& following) noexcept {
     const Problem p = problem_of(group);
     const auto keys = keys_of(group, split);
-    const Index begin = keys.first, end = keys.second;
-    typename SplitWork<T, Stored>::Following next{};
-    if (const Index g = following / splits_; g < groups_) {
-      const auto [first, last] = keys_of(g, following % splits_);
-      next = {g / p.kv_heads, g % p.kv_heads, first, last};
-    }
     SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, split),
                          kept(group), kept_stride())
-        .run(begin, end, next);
+        .run(keys.first, keys.second, following);
+  }
+
+  /// What a group's splits found, together.
+  void finish(Index group, const DecodeScratch<T, Stored>& scratch) noexcept {
+    merge(group, scratch);
+    if (with_mass_)
+      for (Index s = 0; s < splits_of(group).count; ++s) add_mass(group, s, scratch);
   }
 
   ATTENTION_BALANCER_NOINLINE void merge(Index group, const DecodeScratch<T, Stored>& scratch) noexcept {
@@ -191,13 +236,13 @@ class Decoder {
       const Row at = row(group, r);
       auto part = [&](Index s) -> const RowSoftmax<T>& { return states(group, s)[r]; };
       const T sink = call_.sinks != nullptr ? call_.sink_logit(call_.sinks, at.head) : -infinity<T>;
-      RowResult<T>& result = results_[group * sizes_.rows + r] = merge_row(count, part, sink, scratch.factors);
+      RowResult<T>& result = this->result(group, r) = merge_row(count, part, sink, scratch.factors);
       if (evidence_ != nullptr) {
         EvidenceAccess::lse(*evidence_, at.in_evidence)[at.query] = result.lse;
         EvidenceAccess::entropy(*evidence_, at.in_evidence)[at.query] = result.entropy;
       }
       if (p.value_dim == 0) continue;
-      T* output = outputs_ + (group * sizes_.rows + r) * sizes_.value_dim;
+      T* const output = this->output(group, r);
       for (Index c = 0; c < sizes_.value_dim; c += simd::lanes<T>) {
         S sum(T(0));
         for (Index s = 0; s < count; ++s)
@@ -207,7 +252,7 @@ class Decoder {
       }
       T* to = &call_.out(at.batch, at.head, at.query, 0);
       for (Index c = 0; c < p.value_dim; ++c) to[c * call_.out.dim_stride] = output[c];
-      if (leaves_out()) dominant_[group * sizes_.rows + r] = leave_out_dominant(group, r, sink, scratch);
+      if (leaves_out()) dominant_[held(group, r)] = leave_out_dominant(group, r, sink, scratch);
     }
   }
 
@@ -220,7 +265,7 @@ class Decoder {
   /// The split that has the key is walked once more without it; the others have their parts of the output.
   Dominant leave_out_dominant(Index group, Index r, T sink, const DecodeScratch<T, Stored>& scratch) noexcept {
     using S = simd::Pack<T>;
-    const RowResult<T>& row = results_[group * sizes_.rows + r];
+    const RowResult<T>& row = result(group, r);
     if (!(row.inverse > nearly_all<T>)) return {};  // no weight is more than 1
     Problem one = problem_of(group);
     if (call_.weights.template weight<T>(r % one.queries, one.queries) == T(0)) return {};
@@ -229,7 +274,7 @@ class Decoder {
     for (Index s = 1; s < count; ++s)
       if (states(group, s)[r].top > states(group, split)[r].top) split = s;
     const T top = states(group, split)[r].top, probability = detail::probability(top, row);
-    const T* const output = outputs_ + (group * sizes_.rows + r) * sizes_.value_dim;
+    const T* const output = this->output(group, r);
     // An output that is not finite is so without the key, or because of it.
     if (!(probability > nearly_all<T>) || !all_finite<T>(output, sizes_.value_dim / simd::lanes<T>)) return {};
 
@@ -275,7 +320,7 @@ class Decoder {
         if (u == T(0)) continue;
         u_of_head += u;
         const T* scores = kept(group) + r * kept_stride() + begin;
-        const RowResult<T>& result = results_[group * sizes_.rows + r];
+        const RowResult<T>& result = this->result(group, r);
         if (call_.statistic != evidence::Kind::mass)
           add_statistic(p, group, r, u, begin, end, scores,
                         EvidenceAccess::statistic(*evidence_, first.in_evidence), scratch);
@@ -313,7 +358,7 @@ class Decoder {
   ATTENTION_BALANCER_NOINLINE void add_statistic(const Problem& p, Index group, Index r, T u, Index begin,
                                                  Index end, const T* scores, T* statistic,
                                                  const DecodeScratch<T, Stored>& scratch) noexcept {
-    const RowResult<T>& row = results_[group * sizes_.rows + r];
+    const RowResult<T>& row = result(group, r);
     T* const into = statistic + begin;
     const Index count = end - begin;
     if (call_.statistic == evidence::Kind::squares)
@@ -329,8 +374,8 @@ class Decoder {
       return for_scores(scores, count, into, [&]<class S>(const S& s, Index j) {
         return simd::fma(squared_odds<T>(probability(s, row)), S(u), simd::load<S>(into + j));
       });
-    const T* output = outputs_ + (group * sizes_.rows + r) * sizes_.value_dim;
-    const Dominant dominant = dominant_[group * sizes_.rows + r];
+    const T* const output = this->output(group, r);
+    const Dominant dominant = dominant_[held(group, r)];
     const bool here = dominant.key >= begin && dominant.key < end;
     const T before = here ? statistic[dominant.key] : T(0);
     for (Index from = begin; from < end; from += block_keys) {
@@ -350,27 +395,26 @@ class Decoder {
   }
 
   /// What is counted by row.
-  void total() noexcept {
-    const Problem& p = call_.problem;
-    for (Index g = 0; g < groups_; ++g)
-      for (Index r = 0; r < sizes_.rows; ++r) {
-        const Row at = row(g, r);
-        const RowResult<T>& result = results_[g * sizes_.rows + r];
-        if (result.empty) ++*EvidenceAccess::empty_rows(*evidence_, at.in_evidence);
-        if (!with_mass_) continue;
-        const T u = call_.weights.template weight<T>(at.query, p.queries);
-        if (u != T(0)) *EvidenceAccess::sink_mass(*evidence_, at.in_evidence) += u * result.sink;
-      }
+  void total(Index group) noexcept {
+    if (evidence_ == nullptr) return;
+    for (Index r = 0; r < sizes_.rows; ++r) {
+      const Row at = row(group, r);
+      const RowResult<T>& result = this->result(group, r);
+      if (result.empty) ++*EvidenceAccess::empty_rows(*evidence_, at.in_evidence);
+      if (!with_mass_) continue;
+      const T u = call_.weights.template weight<T>(at.query, call_.problem.queries);
+      if (u != T(0)) *EvidenceAccess::sink_mass(*evidence_, at.in_evidence) += u * result.sink;
+    }
   }
 
   const Call<T>& call_;
   const KvView<Stored>& x_;
   Evidence<T>* evidence_;
   const DecodeSizes<T> sizes_;
-  Index groups_;
+  Index groups_, held_, first_held_ = 0;  // groups, those in memory, the first of these
   bool with_mass_, pack_keys_, pack_values_, merge_at_once_ = true;
   Index splits_ = 1, slots_ = 1, slot_bytes_ = 0, kept_stride_ = 0;
-  std::byte *memory_ = nullptr, *slot_memory_ = nullptr;
+  std::byte* slot_memory_ = nullptr;
   T *records_ = nullptr, *outputs_ = nullptr, *kept_ = nullptr;
   RowResult<T>* results_ = nullptr;
   std::atomic<Index>* left_ = nullptr;

@@ -104,8 +104,9 @@ class SplitWork {
         kept_(kept),
         kept_stride_(kept_stride) {}
 
-  /// `following`: the keys that will be walked next; a guess, nothing depends on it.
+  /// The keys that will be walked next; a guess, nothing depends on it.
   struct Following {
+    const KvView<Stored>* x;
     Index batch, kv_head, begin, end;
   };
 
@@ -130,7 +131,7 @@ class SplitWork {
         std::fill(s_.strip + count, s_.strip + DecodeSizes<T>::strip, -infinity<T>);
         if (key >= from && key < to) s_.strip[key - from] = -infinity<T>;
         if (guard) std::copy_n(s_.strip, DecodeSizes<T>::strip, s_.spare);
-        locate(x_.values, batch_, kv_head_, from, to, s_.values, s_.packed_values);
+        locate(x_, x_.values, batch_, kv_head_, from, to, s_.values, s_.packed_values);
         if (x_.value_scales.data != nullptr) load_scales(x_.value_scales, from, to, s_.value_scales);
         weigh(count);
         guard ? add_guarded(count) : add(count, s_.values);
@@ -142,7 +143,7 @@ class SplitWork {
 
   /// |v_j - o|^2 for the keys [begin, end) of a block into the spare strip; output [Dv], zeros behind.
   void distances(Index begin, Index end, const T* output) noexcept {
-    locate(x_.values, batch_, kv_head_, begin, end, s_.values, s_.packed_values);
+    locate(x_, x_.values, batch_, kv_head_, begin, end, s_.values, s_.packed_values);
     const bool scaled = x_.value_scales.data != nullptr;
     if (scaled) load_scales(x_.value_scales, begin, end, s_.value_scales);
     distance_row<T, Stored>(output, s_.values, scaled ? s_.value_scales : nullptr, end - begin, p_.value_dim,
@@ -166,10 +167,10 @@ class SplitWork {
   }
 
   /// Addresses of the rows [begin, end) of keys or values, the last one repeated table_slack times.
-  void locate(const TensorView<const Stored>& view, Index batch, Index kv_head, Index begin, Index end,
-              const Stored** table, Stored* packed) const noexcept {
+  static void locate(const KvView<Stored>& x, const TensorView<const Stored>& view, Index batch, Index kv_head,
+                     Index begin, Index end, const Stored** table, Stored* packed) noexcept {
     const Index dim = view.dim;
-    for_runs(x_, view, batch, kv_head, begin, end, [&](const Stored* row, Index first, Index count) {
+    for_runs(x, view, batch, kv_head, begin, end, [&](const Stored* row, Index first, Index count) {
       Index stride = view.length_stride;
       if constexpr (std::is_same_v<Stored, T>)
         if (view.dim_stride != 1 && dim > 1) {
@@ -222,11 +223,11 @@ class SplitWork {
           for (Index r = 0; r < sizes_.rows; ++r) std::fill_n(kept_ + r * kept_stride_ + from, count, -infinity<T>);
         continue;
       }
-      if (located != from) locate(x_.keys, batch_, kv_head_, from, to, s_.keys[half], s_.packed_keys);
+      if (located != from) locate(x_, x_.keys, batch_, kv_head_, from, to, s_.keys[half], s_.packed_keys);
       const Stored* const* keys = s_.keys[half];
       const Stored *const *values = keys, *const *next = s_.values;
       if (p_.value_dim > 0) {
-        locate(x_.values, batch_, kv_head_, from, to, s_.values, s_.packed_values);
+        locate(x_, x_.values, batch_, kv_head_, from, to, s_.values, s_.packed_values);
         values = s_.values;
         if (x_.value_scales.data != nullptr) load_scales(x_.value_scales, from, to, s_.value_scales);
         if (!pack_keys && (to < end || follows)) {
@@ -235,11 +236,11 @@ class SplitWork {
           if (to < end) {
             located = to;
             count_next = std::min(block_keys, end - to);
-            locate(x_.keys, batch_, kv_head_, to, to + count_next, s_.keys[half], nullptr);
+            locate(x_, x_.keys, batch_, kv_head_, to, to + count_next, s_.keys[half], nullptr);
           } else {
             count_next = std::min(block_keys, following_.end - following_.begin);
-            locate(x_.keys, following_.batch, following_.kv_head, following_.begin, following_.begin + count_next,
-                   s_.keys[half], nullptr);
+            locate(*following_.x, following_.x->keys, following_.batch, following_.kv_head, following_.begin,
+                   following_.begin + count_next, s_.keys[half], nullptr);
           }
           // A shorter block, the last one, is asked for again and again at its last keys: they are there by then.
           for (Index j = count_next + table_slack; j < DecodeSizes<T>::strip; ++j)

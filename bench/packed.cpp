@@ -1,0 +1,114 @@
+// What does a serving batch of decoding steps cost when its sequences are packed, beside the same memory as a batch of
+// equal lengths, and beside a call for each sequence?
+//
+// 32 heads on 8 of keys, D = 128, S sequences of Nq queries and N keys each. `of_reads` is the share of the bandwidth
+// of plain loads over the same keys and values by as many threads, in turn with it; `x_batch` the time relative to the
+// batch, `x_calls` relative to the calls one by one.
+#include <benchmark/benchmark.h>
+
+#include "support/bandwidth.hpp"
+#include "support/paired.hpp"
+
+namespace {
+
+namespace ab = attention_balancer;
+using ab::Index;
+
+void packed(benchmark::State& state) {
+  constexpr Index heads = 32, kv_heads = 8, dim = 128;
+  const Index count = state.range(0), queries = state.range(1), keys = state.range(2);
+  const int threads = static_cast<int>(state.range(3));
+  const auto q = bench::normal_numbers<float>(count * queries * heads * dim, 1),
+             k = bench::normal_numbers<float>(count * keys * kv_heads * dim, 2),
+             v = bench::normal_numbers<float>(count * keys * kv_heads * dim, 3);
+  std::vector<float> out(q.size()), expected(q.size());
+  std::vector<Index> query_offsets, key_offsets;
+  for (Index s = 0; s <= count; ++s) query_offsets.push_back(s * queries), key_offsets.push_back(s * keys);
+  const ab::PackedSequences sequences(query_offsets, key_offsets);
+#if defined(_OPENMP)
+  const ab::executor::OpenMp team{threads};
+#else
+  const ab::executor::Sequential team;
+#endif
+
+  // The same memory as one row of tokens [1, H, S * N, D], as a batch [S, H, N, D], and as the sequences of it.
+  auto row = [&](auto* x, Index h, Index length) { return ab::bhsd(x, 1, h, count * length, dim); };
+  auto batch = [&](auto* x, Index h, Index length) {
+    auto view = row(x, h, length);
+    view.batch = count, view.length = length, view.batch_stride = length * dim;
+    return view;
+  };
+  auto one = [&](auto* x, Index h, Index length, Index s) {
+    auto view = batch(x, h, length);
+    view.data += s * view.batch_stride, view.batch = 1;
+    return view;
+  };
+  ab::Workspace workspaces[3];
+  auto call = [&](int which, const auto&... x) {
+    threads == 1 ? ab::attention(x..., workspaces[which]) : ab::attention(x..., workspaces[which], team);
+  };
+  auto as_packed = [&] {
+    call(0, row(q.data(), heads, queries), row(k.data(), kv_heads, keys), row(v.data(), kv_heads, keys),
+         row(out.data(), heads, queries), sequences);
+  };
+  auto as_batch = [&] {
+    call(1, batch(q.data(), heads, queries), batch(k.data(), kv_heads, keys), batch(v.data(), kv_heads, keys),
+         batch(expected.data(), heads, queries));
+  };
+  auto as_calls = [&] {
+    for (Index s = 0; s < count; ++s)
+      call(2, one(q.data(), heads, queries, s), one(k.data(), kv_heads, keys, s), one(v.data(), kv_heads, keys, s),
+           one(expected.data(), heads, queries, s));
+  };
+  const std::size_t bytes = k.size() * sizeof(float);
+  auto reads = [&] {
+    bench::read_through(k.data(), bytes, threads);
+    bench::read_through(v.data(), bytes, threads);
+  };
+  try {
+    as_packed();
+    for (const Index s : {Index(0), count - 1})
+      bench::check_last_rows(one(q.data(), heads, queries, s), one(k.data(), kv_heads, keys, s),
+                             one(v.data(), kv_heads, keys, s),
+                             one(static_cast<const float*>(out.data()), heads, queries, s));
+    for (const bool batched : {true, false}) {
+      batched ? as_batch() : as_calls();
+      if (out != expected) throw std::runtime_error("packed sequences are not the same bits as each alone");
+    }
+  } catch (const std::exception& error) {
+    return state.SkipWithError(error.what());
+  }
+
+  std::vector<double> of_reads, of_packed, of_batch, of_calls;
+  for (auto _ : state) {
+    of_reads.push_back(bench::seconds(reads));
+    of_packed.push_back(bench::seconds(as_packed));
+    of_batch.push_back(bench::seconds(as_batch));
+    of_calls.push_back(bench::seconds(as_calls));
+    state.SetIterationTime(of_packed.back());
+  }
+  const double time = bench::median(of_packed);
+  state.counters["of_reads"] = bench::median(of_reads) / time;
+  state.counters["x_batch"] = time / bench::median(of_batch);
+  state.counters["x_calls"] = time / bench::median(of_calls);
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"S", "Nq", "N", "threads"})->UseManualTime()->Unit(benchmark::kMicrosecond);
+#if defined(_OPENMP)
+  const int all = omp_get_num_procs();
+#else
+  const int all = 1;
+#endif
+  for (const int threads : {1, all}) {
+    for (const int keys : {128, 512, 1024}) b->Args({64, 1, keys, threads});
+    b->Args({16, 4, 128, threads});
+    if (all == 1) break;
+  }
+}
+
+BENCHMARK(packed)->Apply(shapes);
+
+}  // namespace
+
+BENCHMARK_MAIN();

@@ -289,6 +289,7 @@ void run_draw_study(const Study& study, const std::vector<double>& gains, const 
                   rule.name.c_str(), e + 1, steps[e], of_losses.y[e], of_losses.low[e], of_losses.high[e],
                   of_accuracies.y[e], of_accuracies.low[e], of_accuracies.high[e], of_train_losses.y[e],
                   of_train_losses.low[e], of_train_losses.high[e]);
+      std::fflush(stdout);  // in a log a line of progress would stand in the midst of it otherwise
     }
     validation_loss.series.push_back(of_losses);
     accuracy.series.push_back(of_accuracies);

@@ -5,7 +5,7 @@
 #   train    Reuters, newsgroups, reviews and digits, about 5 minutes on two idle cores; without any argument. A training
 #            that was interrupted goes on after its last epoch.
 #   curves   accuracy against tokens kept, loss of examples drawn by the balancer: 5 seeds of each kind, about half an
-#            hour of one core; a curve that was interrupted goes on after its last model that was ready (200 MB of them)
+#            hour of one core; a curve that was interrupted goes on after its last model that was ready (250 MB of them)
 set -eu
 cd "$(dirname "$0")/.."
 what=${1:-train}

@@ -5,7 +5,8 @@
 // of plain loads over the same bytes by as many threads, in turn with it. `x_float` is the speed in tokens relative
 // to a cache of floats of the same shape (in turn), `x_mass` the time with the mass relative to that without.
 // `limit` is the model: "reads", or "fma" where 4 G D multiply-adds per key take longer than its bytes, and
-// `of_limit` the share of it.
+// `of_limit` the share of it. `of_both` is the share of the two one after the other, as if nothing overlapped: what is
+// read while it is worked on makes it more than 1. The label says in what pages the keys and values lie.
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include <type_traits>
 
 #include "support/bandwidth.hpp"
+#include "support/pages.hpp"
 #include "support/paired.hpp"
 
 namespace {
@@ -73,7 +75,12 @@ void decode(benchmark::State& state) {
   const Shape s{state.range(0), state.range(1), state.range(2), state.range(3)};
   const int threads = static_cast<int>(state.range(4));
   const auto cache = filled<Stored>(s);
-  const auto x = cache.view();
+  const std::size_t bytes = static_cast<std::size_t>(s.kv_heads * s.keys * s.dim) * sizeof(Stored);
+  auto x = cache.view();
+  const bench::Pages keys(x.keys.data, bytes, state.range(5) != 0),
+      values(x.values.data, bytes, state.range(5) != 0);
+  x.keys.data = reinterpret_cast<const Stored*>(keys.data());
+  x.values.data = reinterpret_cast<const Stored*>(values.data());
   const auto q = bench::normal_numbers<float>(s.heads * s.dim, 7);
   std::vector<float> out(q.size());
   const auto vq = ab::bhsd(q.data(), 1, s.heads, 1, s.dim);
@@ -97,7 +104,6 @@ void decode(benchmark::State& state) {
     else
       ab::attention(vq, x, vout, workspace, ab::observe(evidence), team);
   };
-  const std::size_t bytes = static_cast<std::size_t>(s.kv_heads * s.keys * s.dim) * sizeof(Stored);
   auto reads = [&] {
     bench::read_through(x.keys.data, bytes, threads);
     bench::read_through(x.values.data, bytes, threads);
@@ -115,13 +121,19 @@ void decode(benchmark::State& state) {
   }
 
   constexpr bool compared = !std::is_same_v<Stored, float>;
-  const auto floats = compared ? filled<float>(s) : ab::KvCache<float>(1, 1, 1, 1);
+  const auto float_cache = compared ? filled<float>(s) : ab::KvCache<float>(1, 1, 1, 1);
+  auto floats = float_cache.view();
+  const std::size_t float_bytes = compared ? bytes / sizeof(Stored) * sizeof(float) : 0;
+  const bench::Pages float_keys(floats.keys.data, float_bytes, state.range(5) != 0),
+      float_values(floats.values.data, float_bytes, state.range(5) != 0);
+  floats.keys.data = reinterpret_cast<const float*>(float_keys.data());
+  floats.values.data = reinterpret_cast<const float*>(float_values.data());
   std::vector<double> of_reads, of_plain, of_observed, of_floats;
   for (auto _ : state) {
     of_reads.push_back(bench::seconds(reads));
     of_plain.push_back(bench::seconds([&] { plain(x, workspace); }));
     of_observed.push_back(bench::seconds(observed));
-    if (compared) of_floats.push_back(bench::seconds([&] { plain(floats.view(), other); }));
+    if (compared) of_floats.push_back(bench::seconds([&] { plain(floats, other); }));
     state.SetIterationTime(of_plain.back());
   }
   const double time = bench::median(of_plain), read = bench::median(of_reads);
@@ -130,22 +142,25 @@ void decode(benchmark::State& state) {
   state.counters["GB/s"] = 2.0 * static_cast<double>(bytes) / time / 1e9;
   state.counters["of_reads"] = read / time;
   state.counters["of_limit"] = std::max(read, fma) / time;
+  state.counters["of_both"] = (read + fma) / time;
   state.counters["x_mass"] = bench::median(of_observed) / time;
   if (compared) state.counters["x_float"] = bench::median(of_floats) / time;
-  state.SetLabel(fma > read ? "limit: fma" : "limit: reads");
+  state.SetLabel(std::string(fma > read ? "limit: fma, " : "limit: reads, ") + keys.kind());
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"Hq", "Hkv", "N", "D", "threads"})->UseManualTime()->Unit(benchmark::kMillisecond);
+  b->ArgNames({"Hq", "Hkv", "N", "D", "threads", "huge"})->UseManualTime()->Unit(benchmark::kMillisecond);
 #if defined(_OPENMP)
   const int all = omp_get_num_procs();
 #else
   const int all = 1;
 #endif
   for (const int threads : {1, all}) {
-    for (const int keys : {512, 1024, 8192, 32768, 131072}) b->Args({32, 8, keys, 128, threads});
-    for (const int keys : {8192, 131072}) b->Args({9, 3, keys, 64, threads});
-    b->Args({8, 8, 8192, 128, threads});
+    for (const int huge : {0, 1}) {
+      for (const int keys : {512, 1024, 8192, 32768, 131072}) b->Args({32, 8, keys, 128, threads, huge});
+      for (const int keys : {8192, 131072}) b->Args({9, 3, keys, 64, threads, huge});
+      b->Args({8, 8, 8192, 128, threads, huge});
+    }
     if (all == 1) break;
   }
 }

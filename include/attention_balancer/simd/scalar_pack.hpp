@@ -72,6 +72,15 @@ ATTENTION_BALANCER_INLINE void prefetch(const void* address) noexcept {
 #endif
 }
 
+/// The same, to the first cache: where one line after another is asked for at an even pace.
+ATTENTION_BALANCER_INLINE void prefetch_near(const void* address) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 3);
+#else
+  (void)address;
+#endif
+}
+
 /// Bytes as numbers.
 template <class S>
   requires Scalar<S>

@@ -39,7 +39,7 @@ class AskAhead {
   ATTENTION_BALANCER_INLINE void step(Index feature) noexcept {
     if constexpr (Lanes % per_line != 0)
       if (feature % per_line != 0) return;
-    simd::prefetch(*row_ + at_);
+    simd::prefetch_near(*row_ + at_);
     at_ += per_line;
     if (at_ < dim_) return;
     at_ = 0;

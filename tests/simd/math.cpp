@@ -29,7 +29,7 @@ template <class S>
 void check_exp2(support::Table& table, const std::string& name) {
   using T = simd::scalar_of<S>;
   constexpr bool single = sizeof(T) == 4;
-  const double bound = single ? 2.5e-7 : 4e-16, least = static_cast<double>(std::numeric_limits<T>::min());
+  const double bound = single ? 2.5e-7 : 5e-16, least = static_cast<double>(std::numeric_limits<T>::min());
   const T lowest = T(single ? -126 : -1022);
   table.begin(name);
   {

@@ -15,6 +15,13 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// Name of the instruction set that the kernels of this translation unit are compiled for.
 inline constexpr const char* isa = &ATTENTION_BALANCER_STRINGIZE(ATTENTION_BALANCER_ISA)[4];
 
+/// Whether there are 32 registers for packs, or 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr bool has_32_registers = true;
+#else
+inline constexpr bool has_32_registers = false;
+#endif
+
 #if !defined(ATTENTION_BALANCER_NO_SIMD)
 
 /// The widest pack of T that the compiler may use (-march decides). Arithmetic and comparisons are operators.

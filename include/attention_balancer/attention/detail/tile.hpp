@@ -10,11 +10,7 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-inline constexpr bool has_32_registers = true;
-#else
-inline constexpr bool has_32_registers = false;
-#endif
+using simd::has_32_registers;
 
 /// Rows of a register tile that is V packs wide: enough accumulators to hide the latency of fma, and no spills.
 template <int V>

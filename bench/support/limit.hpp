@@ -23,6 +23,7 @@ double exponential_seconds() {
   alignas(64) static T strip[keys * width];
   ab::detail::OnlineState<T> state;
   state.clear();
+  state.in_bits = true;
   for (int i = 0; i < keys * width; ++i) strip[i] = T(-i % 8);
   double best = 1;
   for (int round = 0; round < 50; ++round) {

@@ -24,11 +24,18 @@ struct OnlineState {
   static constexpr int width = block_packs * simd::lanes<T>;
 
   alignas(64) T top[width];     // the largest score so far; -inf if none is visible
-  alignas(64) T sum[width];     // sum of 2^y, y = (score - top) * log2(e)
+  alignas(64) T sum[width];     // sum of 2^y, y = (logit - top logit) * log2(e)
   alignas(64) T dot[width];     // sum of 2^y * y, for the entropy
   alignas(64) T offset[width];  // top, or 0 while there is none: what is subtracted from a score
   alignas(64) T shrink[width];  // what the last raise of the top multiplied sums and outputs with
 
+  /// Scores are logits, or logits times log2(e): what to multiply their differences with before exponentiating, and
+  /// what their logits.
+  bool in_bits = false;
+  T exponent_per_score() const noexcept { return in_bits ? T(1) : T(simd::log2_e); }
+  T logit_per_score() const noexcept { return in_bits ? T(simd::ln_2) : T(1); }
+
+  /// Forgets the scores.
   void clear() noexcept {
     for (int i = 0; i < width; ++i) top[i] = -infinity<T>, sum[i] = dot[i] = offset[i] = T(0), shrink[i] = T(1);
   }
@@ -40,6 +47,7 @@ template <Scalar T, int V>
 bool raise_top(OnlineState<T>& state, const T* candidate) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
+  const S per_score(state.exponent_per_score());
   bool raised_any = false;
   ATTENTION_BALANCER_UNROLL
   for (int v = 0; v < V; ++v) {
@@ -49,7 +57,7 @@ bool raise_top(OnlineState<T>& state, const T* candidate) noexcept {
     const S raised = simd::select(top == S(-infinity<T>), S(T(0)), top);
     // While sum is 0 any finite factor does; before a first top, offset is no measure of the distance.
     const S exponent = simd::clamp_exponent(
-        simd::select(before == S(-infinity<T>), S(-infinity<T>), (offset - raised) * S(T(simd::log2_e))));
+        simd::select(before == S(-infinity<T>), S(-infinity<T>), (offset - raised) * per_score));
     const S shrink = simd::exp2_clamped(exponent);
     const S sum = simd::load_aligned<S>(state.sum + v * n), dot = simd::load_aligned<S>(state.dot + v * n);
     // Each 2^y * y becomes shrink * 2^y * (y + exponent).
@@ -63,22 +71,23 @@ bool raise_top(OnlineState<T>& state, const T* candidate) noexcept {
   return raised_any;
 }
 
-/// scores [keys, V packs] become weights 2^((score - top) * log2(e)) in place, and are added to sum (and dot).
-template <Scalar T, int V, bool Entropy>
-ATTENTION_BALANCER_NOINLINE void weigh(T* scores, Index keys, OnlineState<T>& state) noexcept {
+/// As weigh, for scores in or not in bits.
+template <Scalar T, int V, bool Entropy, bool InBits>
+ATTENTION_BALANCER_NOINLINE void weigh_scores(T* scores, Index keys, OnlineState<T>& state) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
   S offset[V], sum[V], dot[V];
   ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v)
-    offset[v] = simd::load_aligned<S>(state.offset + v * n), sum[v] = dot[v] = S(T(0));
-  const S log2_e = S(T(simd::log2_e));
+  for (int v = 0; v < V; ++v) offset[v] = simd::load_aligned<S>(state.offset + v * n), sum[v] = dot[v] = S(T(0));
+  [[maybe_unused]] const S log2_e = S(T(simd::log2_e));
   for (Index j = 0; j < keys; ++j) {
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) {
       T* at = scores + (j * V + v) * n;
-      // Subtracted first: a difference of scores is exact where it matters, a scaled score is not, and may overflow.
-      const S y = simd::clamp_exponent((simd::load_aligned<S>(at) - offset[v]) * log2_e);
+      // Subtracted first: a difference of scores is exact where it matters.
+      S y = simd::load_aligned<S>(at) - offset[v];
+      if constexpr (!InBits) y = y * log2_e;
+      y = simd::clamp_exponent(y);
       const S weight = simd::exp2_clamped(y);
       simd::store_aligned(at, weight);
       sum[v] = sum[v] + weight;
@@ -89,18 +98,26 @@ ATTENTION_BALANCER_NOINLINE void weigh(T* scores, Index keys, OnlineState<T>& st
   ATTENTION_BALANCER_UNROLL
   for (int v = 0; v < V; ++v) {
     simd::store_aligned(state.sum + v * n, simd::load_aligned<S>(state.sum + v * n) + sum[v]);
-    if constexpr (Entropy) simd::store_aligned(state.dot + v * n, simd::load_aligned<S>(state.dot + v * n) + dot[v]);
+    if constexpr (Entropy)
+      simd::store_aligned(state.dot + v * n, simd::load_aligned<S>(state.dot + v * n) + dot[v]);
   }
+}
+
+/// scores [keys, V packs] become weights 2^y in place, and are added to sum (and dot).
+template <Scalar T, int V, bool Entropy>
+void weigh(T* scores, Index keys, OnlineState<T>& state) noexcept {
+  state.in_bits ? weigh_scores<T, V, Entropy, true>(scores, keys, state)
+                : weigh_scores<T, V, Entropy, false>(scores, keys, state);
 }
 
 /// What a finished block of queries says of itself.
 template <Scalar T>
 struct Normalized {
   static constexpr int width = OnlineState<T>::width;
-  alignas(64) T factor[width];     // a weight times this is a probability; 0 for a row that sees nothing
-  alignas(64) T sink[width];       // the probability of the sink
-  alignas(64) T lse[width];        // natural logarithm of the denominator
-  alignas(64) T entropy[width];    // in nats
+  alignas(64) T factor[width];   // a weight times this is a probability; 0 for a row that sees nothing
+  alignas(64) T sink[width];     // the probability of the sink
+  alignas(64) T lse[width];      // natural logarithm of the denominator
+  alignas(64) T entropy[width];  // in nats
 };
 
 /// Merges the state with a sink of one logit (-inf: none) and normalises.
@@ -108,15 +125,18 @@ template <Scalar T, int V>
 void normalize_block(const OnlineState<T>& state, T sink_logit, bool evidence, Normalized<T>& result) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
+  const S per_score(state.logit_per_score());
   const S sink = S(sink_logit), none = S(-infinity<T>), zero = S(T(0)), log2_e = S(T(simd::log2_e));
   ATTENTION_BALANCER_UNROLL
   for (int v = 0; v < V; ++v) {
-    const S top = simd::load_aligned<S>(state.top + v * n), offset = simd::load_aligned<S>(state.offset + v * n);
+    const S top = simd::load_aligned<S>(state.top + v * n) * per_score;
     const S sum = simd::load_aligned<S>(state.sum + v * n), dot = simd::load_aligned<S>(state.dot + v * n);
     const S highest = simd::max(sink, top);
     const S base = simd::select(highest == none, zero, highest);
+    // No difference of products: contracted, that of a number and itself is its rounding error.
+    const S below = simd::select(highest == top, zero, base - top);
     const S shrink =
-        simd::exp2_clamped(simd::clamp_exponent(simd::select(top == none, none, (offset - base) * log2_e)));
+        simd::exp2_clamped(simd::clamp_exponent(simd::select(top == none, none, below * S(T(-simd::log2_e)))));
     const S sink_weight = simd::exp2_clamped(simd::clamp_exponent((sink - base) * log2_e));
     const S total = simd::fma(sum, shrink, sink_weight);
     const S inverse = simd::select(total == zero, zero, S(T(1)) / total);
@@ -127,7 +147,7 @@ void normalize_block(const OnlineState<T>& state, T sink_logit, bool evidence, N
     const S log_total = simd::log(total);
     simd::store_aligned(result.lse + v * n, log_total + base);
     // H = lse - sum p s - p_sink s_sink, with every score measured from the highest: no cancellation of large numbers.
-    const S from_top = simd::select(top == none, zero, base - top),
+    const S from_top = simd::select(top == none, zero, below),
             from_sink = simd::select(sink == none, zero, base - sink);
     S entropy = simd::select(total == zero, zero, log_total);
     entropy = entropy + sum * factor * from_top + sink_probability * from_sink - S(T(simd::ln_2)) * dot * factor;

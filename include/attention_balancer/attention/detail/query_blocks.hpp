@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/detail/evidence_block.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA

@@ -156,6 +156,38 @@ TEST_CASE("gradients have the same bits for any executor, workspace and layout",
   table.report();
 }
 
+// The products with what the keys share are large, and their gradients cancel: only if the weights that the backward
+// pass recomputes from lse are those of the forward pass but for a factor common to a query.
+TEMPLATE_TEST_CASE("a part that all keys share costs the gradients of the queries no accuracy", "[attention][backward]",
+                   float, double) {
+  using T = TestType;
+  support::Random random(219);
+  const support::Shape s{1, 1, 1, 70, 100, 16, 16};
+  const support::Inputs<T> in(s, random);
+  const support::Upstream<T> up(s, random, false);
+  // A logit of 400 for every key.
+  for (Index i = 0; i < s.queries; ++i) in.q(0, 0, i, 0) = T(1);
+  for (Index j = 0; j < s.keys; ++j) in.k(0, 0, j, 0) = T(1600);
+  support::Table table;
+  auto check = [&](const char* name, const auto&... masks) {
+    table.begin(name);
+    Tensor<T> out(Layout::bhsd, 1, 1, s.queries, s.value_dim);
+    ab::Evidence<T> evidence;
+    support::Gradients<T> got(s);
+    support::Gradients<double> expected(s);
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), masks...,
+                  ab::observe(evidence, ab::QueryWeights::none()));
+    ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), evidence, up.out.view(), got.q.view(),
+                           got.k.view(), got.v.view(), masks...);
+    ab::reference::attention_backward(in.q.view(), in.k.view(), in.v.view(), up.out.view(), expected.q.view(),
+                                      expected.k.view(), expected.v.view(), masks...);
+    support::compare_views(table, "dq", got.q, expected.q, 5000 * std::numeric_limits<T>::epsilon());
+  };
+  check("no mask");
+  check("causal", ab::mask::Causal{});
+  table.report();
+}
+
 TEST_CASE("a batch item's gradients are those that it has alone", "[attention][backward]") {
   support::Random random(52);
   const support::Shape s{2, 2, 1, 150, 130, 8, 8}, alone{1, 2, 1, 150, 130, 8, 8};

@@ -185,6 +185,22 @@ TEMPLATE_TEST_CASE("tiny and huge elements are numbers like any other", "[attent
   CHECK(line.out[0] / huge == Approx(1.0 / 16));
 }
 
+TEMPLATE_TEST_CASE("a scale is any finite number", "[attention]", float, double) {
+  using T = TestType;
+  const T huge = std::numeric_limits<T>::max();
+  for (const T scale : {huge, huge / 2, -huge, std::numeric_limits<T>::min()}) {
+    INFO("scale " << scale);
+    Line<T> line;
+    line.q.assign(20, T(0));
+    line.q[1] = 1 / scale;
+    line.k = {T(0), T(1)};
+    line.v = {T(0), T(1)};
+    line.run(ab::score::Scale{scale});
+    CHECK(line.out[0] == Approx(0.5));
+    CHECK(line.out[1] == Approx(1 / (1 + std::exp(-1.0))));
+  }
+}
+
 TEMPLATE_TEST_CASE("rows that see nothing", "[attention]", float, double) {
   using T = TestType;
   Line<T> line;

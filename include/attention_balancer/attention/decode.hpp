@@ -16,10 +16,6 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// Up to so many queries a head decodes; more fill the lanes of the other kernel well enough. By the number of
-/// queries only: a head gets the same bits whichever heads share its keys.
-inline constexpr Index decode_queries = 8;
-
 /// Runs a decoding call: as Worker.
 template <Scalar T, class Stored>
 class Decoder {

@@ -169,7 +169,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// one the scale is 1 / sqrt(D)), masks (they intersect), a normaliser (default normalize::Softmax), a normalize::Sink,
 /// an executor (default executor::Sequential), observe(evidence), a Workspace, and PackedSequences.
 ///
-/// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN. Scale and logits are
+/// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN. Logits may be
 /// multiplied by log2(e): beyond 0.69 of the largest number of T they count as infinite.
 /// Throws ShapeError (sizes, strides, null data, an output that overlaps an input, lengths past the end), InputError
 /// (policies with unusable numbers) and std::bad_alloc, all before anything is written.

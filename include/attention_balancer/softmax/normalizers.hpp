@@ -22,6 +22,9 @@ struct Normalization {
   Index k = 0;
 };
 
+/// Whether the whole strip of scores is needed at once.
+constexpr bool is_sparse(const Normalization& x) noexcept { return x.kind != Normalization::Kind::softmax; }
+
 }  // namespace attention_balancer::detail
 
 namespace attention_balancer::normalize {

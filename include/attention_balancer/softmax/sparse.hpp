@@ -126,9 +126,6 @@ ATTENTION_BALANCER_NOINLINE void keep_largest(T* scores, Index keys, Index strid
   simd::store_aligned(support, count);
 }
 
-/// Whether the whole strip of scores is needed at once.
-constexpr bool is_sparse(const Normalization& x) noexcept { return x.kind != Normalization::Kind::softmax; }
-
 /// What is left of the scores [keys, V packs]: for top-k the scores that take part in the softmax, else the weights
 /// of cut_at_threshold. `offset` are their maxima, or 0 where there is none.
 template <Scalar T, int V>

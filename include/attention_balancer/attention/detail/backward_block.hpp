@@ -29,11 +29,13 @@ class BackwardBlock {
         count_(count),
         s_(scratch),
         sums_(sums),
+        in_bits_(scores_in_bits(call.forward)),
         guard_(!keys_finite) {}
 
   void run() noexcept {
-    load_rows(call_.forward.q, p_.dim, s_.queries, s_.query_rows, call_.forward.scale);
-    load_rows(call_.dout, p_.value_dim, s_.outputs, s_.output_rows, T(1));
+    // The forward's scores bit by bit: D has its weights, and does not cancel against those of other scores.
+    load_rows(call_.forward.q, p_.dim, s_.queries, query_factor(call_.forward), s_.query_rows, call_.forward.scale);
+    load_rows(call_.dout, p_.value_dim, s_.outputs, T(1), s_.output_rows, T(1));
     guard_ = guard_ || !all_finite<T>(s_.queries, p_.dim * V) || !all_finite<T>(s_.outputs, p_.value_dim * V);
     load_state();
     std::fill_n(s_.none, call_.modifiers, nullptr);
@@ -55,12 +57,13 @@ class BackwardBlock {
   static constexpr int n = simd::lanes<T>;
   static constexpr Index width = V * n;
 
-  /// The block's rows of x, scaled: transposed [dim, W] and by rows [count, dim padded]; what pads them is 0.
-  void load_rows(const TensorView<const T>& x, Index dim, T* transposed, T* rows, T factor) noexcept {
+  /// The block's rows of x, each scaled: transposed [dim, W] and by rows [count, dim padded]; what pads them is 0.
+  void load_rows(const TensorView<const T>& x, Index dim, T* transposed, T transposed_factor, T* rows,
+                 T factor) noexcept {
     const T* from = &x(batch_, head_, first_, 0);
     const Index stride = padded_features<T>(dim);
     alignas(64) T factors[width];
-    std::fill_n(factors, width, factor);
+    std::fill_n(factors, width, transposed_factor);
     if (count_ < width)
       for (Index c = 0; c < dim; ++c)
         std::fill(transposed + c * width + count_, transposed + (c + 1) * width, T(0));
@@ -85,7 +88,8 @@ class BackwardBlock {
     for (Index i = 0; i < width; ++i) {
       const bool real = i < count_;
       const T lse = real ? call_.lse(batch_, head_, 0, first_ + i) : -infinity<T>;
-      rows_.offset[i] = lse == -infinity<T> ? infinity<T> : lse;
+      rows_.lse[i] = lse == -infinity<T> ? infinity<T> : lse;
+      rows_.offset[i] = in_bits_ ? rows_.lse[i] * T(simd::log2_e) : rows_.lse[i];
       rows_.entropy[i] = real ? position(call_.entropy_gradient, first_ + i) : T(0);
       rows_.u[i] = real ? call_.weights.template weight<T>(first_ + i, p_.queries) : T(0);
       rows_.delta[i] = rows_.sum[i] = rows_.slopes[i] = T(0);
@@ -182,6 +186,8 @@ class BackwardBlock {
     x.scores = s_.scores;
     x.gradients = s_.gradients;
     x.rows = &rows_;
+    x.exponent_per_score = in_bits_ ? T(1) : T(simd::log2_e);
+    x.logit_per_score = in_bits_ ? T(simd::ln_2) : T(1);
     x.with_entropy = call_.entropy_gradient.data != nullptr;
     if (const TensorView<const T>& m = call_.mass_gradient; m.data != nullptr) {
       x.mass = &m(m.batch == 1 ? 0 : site_batch(), m.heads == 1 ? 0 : head_, 0, range.begin);
@@ -229,7 +235,7 @@ class BackwardBlock {
     T p, gradient;
   };
   SinkWeight sink_weight(T logit, Index i) const noexcept {
-    const T log_p = logit - rows_.offset[i];
+    const T log_p = logit - rows_.lse[i];
     return {std::exp(log_p), -rows_.entropy[i] * log_p};
   }
 
@@ -237,7 +243,7 @@ class BackwardBlock {
   void finish_delta() noexcept {
     const T logit = sink_logit();
     for (Index i = 0; i < count_; ++i) {
-      const bool dead = rows_.offset[i] == infinity<T>;
+      const bool dead = rows_.lse[i] == infinity<T>;
       T delta = rows_.delta[i] + rows_.sum[i] - position(call_.lse_gradient, first_ + i);
       if (logit != -infinity<T> && !dead) {
         const SinkWeight sink = sink_weight(logit, i);
@@ -258,7 +264,7 @@ class BackwardBlock {
     const T logit = sink_logit();
     if (!call_.wants_sink || logit == -infinity<T>) return;
     for (Index i = 0; i < count_; ++i) {
-      if (rows_.offset[i] == infinity<T>) continue;
+      if (rows_.lse[i] == infinity<T>) continue;
       const SinkWeight sink = sink_weight(logit, i);
       // A row of nothing but the sink: its output is 0 whatever it would have meant to the loss.
       const T delta = sees(i) ? rows_.delta[i] : sink.p * sink.gradient - position(call_.lse_gradient, first_ + i);
@@ -330,7 +336,7 @@ class BackwardBlock {
         double sum = 0;
         for (Index c = 0; c < p_.dim; ++c)
           sum += static_cast<double>(q[c * call_.forward.q.dim_stride]) * static_cast<double>(s_.dq[c * width + i]);
-        if (rows_.offset[i] != infinity<T> && sees(i)) sums_.numbers[call_.modifiers + 1] += sum;
+        if (rows_.lse[i] != infinity<T> && sees(i)) sums_.numbers[call_.modifiers + 1] += sum;
       }
     alignas(64) T factors[width];
     std::fill_n(factors, width, call_.forward.scale);
@@ -362,6 +368,7 @@ class BackwardBlock {
   const Index batch_, head_, kv_head_, first_, count_;
   const BackwardScratch<T>& s_;
   const BackwardSums<T>& sums_;
+  const bool in_bits_;
   bool guard_;
   Index ranges_ = 0;
   RowState<T> rows_;

@@ -17,7 +17,8 @@ template <Scalar T>
 struct RowState {
   static constexpr int width = block_packs * simd::lanes<T>;
 
-  alignas(64) T offset[width];   // p = exp(score - offset): the lse; +inf for a row that gives and gets nothing
+  alignas(64) T lse[width];      // +inf for a row that gives and gets nothing
+  alignas(64) T offset[width];   // the same in the scores' unit: p = exp(logit of (score - offset))
   alignas(64) T delta[width];    // sum over the keys of weight times its gradient, less the gradient of the lse
   alignas(64) T entropy[width];  // gradient of the entropy
   alignas(64) T u[width];        // weight of the query in the mass
@@ -38,6 +39,7 @@ struct ScoreGradients {
   const T* weights;  // [keys, W] what sparsify or weigh_kept left; null: weights are computed from scores and lse
   Normalization::Kind normalizer;
   RowState<T>* rows;
+  T exponent_per_score, logit_per_score;  // as in OnlineState
   bool with_entropy;
   const T* mass;  // gradient of the mass of the first key of the block; null: none
   Index mass_stride;
@@ -202,9 +204,10 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
       slope = x.normalizer == Normalization::Kind::sparsemax ? simd::fma(weight, zero, S(T(1))) : weight;
       log_p = x.with_entropy ? simd::log(simd::select(lane.hidden, S(T(1)), p)) : zero;
     } else {
-      log_p = score - offset;
-      slope = p =
-          simd::select(lane.hidden, zero, simd::exp2_clamped(simd::clamp_exponent(log_p * S(T(simd::log2_e)))));
+      const S difference = score - offset;
+      slope = p = simd::select(
+          lane.hidden, zero, simd::exp2_clamped(simd::clamp_exponent(difference * S(x.exponent_per_score))));
+      log_p = difference * S(x.logit_per_score);
     }
     S gradient = zero;
     if (!Extras || x.gradients != nullptr)

@@ -97,17 +97,11 @@ class Block {
 
   T sink() const noexcept { return call_.sinks ? call_.sink_logit(call_.sinks, head_) : -infinity<T>; }
 
-  /// Whether scores must be logits: for policies, for sparse normalisers, and where bf16 represents the queries as
-  /// they are. Otherwise they are in bits, which spares the softmax a multiplication.
-  bool takes_logits() const noexcept {
-    return call_.policies.has_modifiers || is_sparse(call_.normalization) || call_.source.pairs != nullptr;
-  }
-
   void load_queries() noexcept {
     const TensorView<const T>& q = call_.q;
-    state_.in_bits = !takes_logits();
+    state_.in_bits = scores_in_bits(call_);
     load_block<T, V>(&q(batch_, head_, first_, 0), q.length_stride, q.dim_stride, count_, p_.dim,
-                     state_.in_bits ? call_.scale * T(simd::log2_e) : call_.scale, s_.queries);
+                     query_factor(call_), s_.queries);
     if (call_.source.pairs != nullptr) call_.source.pairs[V - 1].load(s_.queries, p_.dim);
   }
 

@@ -2,6 +2,7 @@
 // A call as the kernels see it, the memory of a worker, and which keys a block of queries may see.
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 
 #include "attention_balancer/attention/detail/stage.hpp"
@@ -106,6 +107,31 @@ struct Call {
   RowSource<T> source = {};
   Index first_batch = 0;  // what policies are told batch item 0 is: the number of a packed sequence
 };
+
+/// Up to so many queries a head decodes; more fill the lanes of the other kernel well enough. By the number of
+/// queries only: a head gets the same bits whichever heads share its keys.
+inline constexpr Index decode_queries = 8;
+
+/// Whether a call has so few queries that it decodes; sparse normalisers do not.
+template <Scalar T>
+bool decodes(const Call<T>& call) noexcept {
+  return call.problem.queries <= decode_queries && !is_sparse(call.normalization);
+}
+
+/// Whether scores are in bits, logits times log2(e), which spares the softmax a multiplication. They are logits for
+/// policies, for sparse normalisers, where bf16 represents the queries as they are, in the kernel that decodes, and
+/// where the scale would leave the range of T.
+template <Scalar T>
+bool scores_in_bits(const Call<T>& call) noexcept {
+  return !call.policies.has_modifiers && !is_sparse(call.normalization) && call.source.pairs == nullptr &&
+         !decodes(call) && std::isfinite(call.scale * T(simd::log2_e));
+}
+
+/// What queries are multiplied with before their products with keys are scores.
+template <Scalar T>
+T query_factor(const Call<T>& call) noexcept {
+  return scores_in_bits(call) ? call.scale * T(simd::log2_e) : call.scale;
+}
 
 /// Where the evidence of one head, or of one chunk of its queries, goes. Null pointers: not observed.
 template <Scalar T>

@@ -13,12 +13,6 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// Whether a call has so few queries that it decodes; sparse normalisers do not.
-template <Scalar T>
-bool decodes(const Call<T>& call) noexcept {
-  return call.problem.queries <= decode_queries && !is_sparse(call.normalization);
-}
-
 /// Runs a call by the kernel for its number of queries.
 template <Scalar T, class Run>
 void run_call(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, const Run& executor,

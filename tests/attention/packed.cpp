@@ -227,6 +227,24 @@ TEST_CASE("policies of packed sequences are told the sequence", "[attention][pac
   CHECK(support::same_bits(one.view(), tokens(out.view(), 12, 15)));
 }
 
+TEST_CASE("what few packed queries could see is counted by the masks of their sequence", "[attention][packed]") {
+  const std::vector<Index> q_offsets{0, 2, 14, 15}, k_offsets{0, 20, 60, 90}, lengths{5, 20, 9};
+  support::Random random(55);
+  Tensor<float> q(Layout::bhsd, 1, 2, 15, 4), k(Layout::bhsd, 1, 2, 90, 4), v(Layout::bhsd, 1, 2, 90, 4),
+      out(Layout::bhsd, 1, 2, 15, 4);
+  for (auto* x : {&q, &k, &v}) x->fill(random, support::Family::uniform);
+  std::vector<ab::Evidence<float>> evidence(3);
+  ab::attention(q.view(), k.view(), v.view(), out.view(), ab::PackedSequences(q_offsets, k_offsets),
+                ab::mask::KeyLengths(lengths), ab::observe(evidence));
+  for (std::size_t s = 0; s < 3; ++s)
+    for (Index h = 0; h < 2; ++h)
+      for (Index j = 0; j < k_offsets[s + 1] - k_offsets[s]; ++j) {
+        INFO("sequence " << s << " head " << h << " key " << j);
+        const auto queries = static_cast<float>(j < lengths[s] ? q_offsets[s + 1] - q_offsets[s] : 0);
+        CHECK(evidence[s].exposure(0, h)[static_cast<std::size_t>(j)] == queries);
+      }
+}
+
 TEST_CASE("packed sequences that do not fit are refused", "[attention][packed][shape]") {
   support::Random random(53);
   Tensor<float> q(Layout::bhsd, 1, 1, 6, 2), k(Layout::bhsd, 1, 1, 8, 2), out(Layout::bhsd, 1, 1, 6, 2),

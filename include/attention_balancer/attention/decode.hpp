@@ -339,12 +339,13 @@ class Decoder {
 
   void expose(const Problem& p, const Row& first, Index query, T u, Index begin, Index end) noexcept {
     T* exposure = EvidenceAccess::exposure(*evidence_, first.in_evidence);
+    const Index batch = call_.first_batch + first.batch;
     for (; begin < end; begin += block_keys) {
       const Index to = std::min(begin + block_keys, end);
       const auto coverage = call_.policies.classify(
-          call_.policies.policies, {query, query + 1, begin, to, first.batch, first.head, p.queries, p.keys});
+          call_.policies.policies, {query, query + 1, begin, to, batch, first.head, p.queries, p.keys});
       if (coverage == mask::Coverage::partial)
-        call_.policies.expose_keys(call_.policies.policies, {&p, first.batch, first.head, query, begin, to}, u,
+        call_.policies.expose_keys(call_.policies.policies, {&p, batch, first.head, query, begin, to}, u,
                                    exposure + begin);
       else if (coverage == mask::Coverage::full)
         for (Index j = begin; j < to; ++j) exposure[j] += u;

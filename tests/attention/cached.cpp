@@ -257,6 +257,12 @@ TEST_CASE("a cache says what is wrong", "[attention][cache]") {
   CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 3, long_seq)), ab::ShapeError);
   CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 3, negative)), ab::ShapeError);
   CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 2, view.lengths)), ab::ShapeError);
+  // A table without a page is a table: of sequences that have no tokens yet.
+  const std::vector<std::int32_t> no_table, no_tokens{0, 0};
+  Tensor<float> two_q(Layout::bhsd, 2, 2, 1, 4), two_out(Layout::bhsd, 2, 2, 1, 4);
+  const ab::TensorView<const float> one_page = part(view.keys, 0, 0, view.keys.length);
+  ab::attention(two_q.view(), ab::paged(one_page, one_page, no_table, 0, no_tokens), two_out.view());
+  CHECK(two_out(1, 1, 0, 3) == 0);
   // An output in the memory of the pool.
   const ab::TensorView<float> inside = ab::bhsd(const_cast<float*>(view.keys.data), 1, 2, 1, 4);
   CHECK_THROWS_AS(ab::attention(in.q.view(), view, inside), ab::ShapeError);

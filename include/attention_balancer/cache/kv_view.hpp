@@ -16,18 +16,20 @@
 
 namespace attention_balancer {
 
-/// Integers of the caller, Index or std::int32_t. Borrows them.
+/// Integers of the caller, Index or std::int32_t, given even if there are none. Borrows them.
 class IntegerSpan {
  public:
   IntegerSpan() = default;
-  IntegerSpan(std::span<const Index> x) noexcept : wide_(x.data()), size_(static_cast<Index>(x.size())) {}
-  IntegerSpan(std::span<const std::int32_t> x) noexcept : narrow_(x.data()), size_(static_cast<Index>(x.size())) {}
+  IntegerSpan(std::span<const Index> x) noexcept
+      : wide_(x.data()), size_(static_cast<Index>(x.size())), given_(true) {}
+  IntegerSpan(std::span<const std::int32_t> x) noexcept
+      : narrow_(x.data()), size_(static_cast<Index>(x.size())), given_(true) {}
   IntegerSpan(const std::vector<Index>& x) noexcept : IntegerSpan(std::span<const Index>(x)) {}
   IntegerSpan(const std::vector<std::int32_t>& x) noexcept : IntegerSpan(std::span<const std::int32_t>(x)) {}
   template <detail::OwningTemporary R>
   IntegerSpan(R&&) = delete;
 
-  ATTENTION_BALANCER_INLINE bool given() const noexcept { return wide_ != nullptr || narrow_ != nullptr; }
+  ATTENTION_BALANCER_INLINE bool given() const noexcept { return given_; }
   ATTENTION_BALANCER_INLINE Index size() const noexcept { return size_; }
   ATTENTION_BALANCER_INLINE Index operator[](Index i) const noexcept {
     return wide_ != nullptr ? wide_[i] : static_cast<Index>(narrow_[i]);
@@ -37,6 +39,7 @@ class IntegerSpan {
   const Index* wide_ = nullptr;
   const std::int32_t* narrow_ = nullptr;
   Index size_ = 0;
+  bool given_ = false;  // the data of an empty vector may be null
 };
 
 /// A view of keys and values that owns nothing, for `attention(q, view, out, ...)`: of B sequences, each with a

@@ -165,8 +165,9 @@ ATTENTION_BALANCER_BEGIN_ISA
 ///
 /// With PackedSequences the tensors are those of the packed forward call; `lse` is a span or vector with the
 /// Evidence of each sequence, or a view [1, Hq, 1, all queries]; evidence gradients and targets are [sequences or 1,
-/// ...], as long as the longest sequence. Each sequence gets the bits that it gets alone; tokens of no sequence are
-/// neither read nor written.
+/// ...], as long as the longest sequence. Each sequence gets the bits that it gets alone, but for the gradient of a
+/// bias per key to a single key: alone it is a number, which is summed in double. Tokens of no sequence are neither
+/// read nor written.
 ///
 /// P is recomputed to a relative error of about |lse| epsilon, as the scores are: where a score is 1e4 in float, to
 /// one part in a thousand.

@@ -271,6 +271,13 @@ TEST_CASE("Tempered at temperatures whose powers leave every range", "[allocate]
     allocate::Tempered<double>{.temperature = temperature}(std::vector<double>{5e-324, 1.7e308, 1.7e308}, shares);
     CHECK(shares == std::vector<double>{0, 0.5, 0.5});
   }
+  // Bounds that differ are told apart beside exponents of 1e18 and more: the largest is at its cap, the next one too.
+  const std::vector<double> floors{0.25, 0.03125, 0.0625}, caps{0.5, 0.375, 1}, weights{1, 1e10, 3e-20};
+  for (const double temperature : {1e-310, 1e-30, 1e-17, 0.001}) {
+    std::vector<double> shares(3);
+    allocate::Tempered<double>{.temperature = temperature, .floor = floors, .cap = caps}(weights, shares);
+    CHECK(shares == std::vector<double>{0.5, 0.375, 0.125});
+  }
   std::vector<double> shares(2);
   allocate::Proportional{}(std::vector<double>{-0.0, 1}, shares);
   CHECK(!std::signbit(shares[0]));

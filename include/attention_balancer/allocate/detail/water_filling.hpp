@@ -25,30 +25,34 @@ inline double times_two_to(double x, double exponent) noexcept {
   return std::ldexp(x, static_cast<int>(std::clamp(exponent, -5000.0, 5000.0)));
 }
 
-/// A non-negative number with an exponent of its own: the ratio of a bound to a weight can leave the range of
-/// double. The exponent is whole, and a double because a power of a weight can leave that of integers.
+/// A non-negative number, mantissa * 2^(exponent + power): the ratio of a bound to a weight can leave the range of
+/// double. `power` is that of the weight, whole, and a double because that of a high power of a weight can leave the
+/// range of integers; apart from the exponent, because beside 2^60 a few binary digits would be rounded away.
 struct Level {
   double mantissa = 0;
-  double exponent = -std::numeric_limits<double>::infinity();  // of zero: below every other
+  int exponent = 0;
+  double power = 0;
 
-  static Level of(double x, double exponent_of_x = 0) noexcept {
+  static Level of(double x, double power_of_x = 0) noexcept {
     Level level;
-    int exponent = 0;
-    if (x > 0) level.mantissa = std::frexp(x, &exponent), level.exponent = exponent + exponent_of_x;
+    if (x > 0) level.mantissa = std::frexp(x, &level.exponent), level.power = power_of_x;
     return level;
   }
   friend Level operator/(Level a, Level b) noexcept {
     if (a.mantissa == 0) return a;
-    Level q = of(a.mantissa / b.mantissa);
+    Level q = of(a.mantissa / b.mantissa, a.power - b.power);
     q.exponent += a.exponent - b.exponent;
     return q;
   }
   friend bool operator<(Level a, Level b) noexcept {
-    return a.exponent != b.exponent ? a.exponent < b.exponent : a.mantissa < b.mantissa;
+    if (a.mantissa == 0 || b.mantissa == 0) return a.mantissa < b.mantissa;
+    // Powers that are near each other have an exact difference, and to that of others exponents add nothing.
+    const double apart = (a.power - b.power) + (a.exponent - b.exponent);
+    return apart != 0 ? apart < 0 : a.mantissa < b.mantissa;
   }
   /// The product, as a double again: infinite or zero if it leaves the range, which the clip then mends.
   friend double operator*(Level a, Level b) noexcept {
-    return times_two_to(a.mantissa * b.mantissa, a.exponent + b.exponent);
+    return times_two_to(a.mantissa * b.mantissa, (a.power + b.power) + (a.exponent + b.exponent));
   }
 };
 

@@ -20,18 +20,6 @@ ATTENTION_BALANCER_INLINE void prefetch_to_write(void* address) noexcept {
 
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// x, but g++ does not know where from: it would load it again as the operand of each instruction that uses it.
-template <class S>
-ATTENTION_BALANCER_INLINE S in_register(const S& x) noexcept {
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(ATTENTION_BALANCER_NO_SIMD)
-  typename S::register_type r = x;
-  asm("" : "+v"(r));
-  return S(r);
-#else
-  return x;
-#endif
-}
-
 /// A pack of the first lanes_of<S> elements, converted.
 template <class S, class Stored>
 ATTENTION_BALANCER_INLINE S load_as(const Stored* from) noexcept {

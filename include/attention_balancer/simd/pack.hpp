@@ -120,6 +120,18 @@ ATTENTION_BALANCER_INLINE bool all(const xsimd::batch_bool<T, Arch>& mask) noexc
 
 #endif
 
+/// x, but g++ does not know where from: it would load it again as the operand of each instruction that uses it.
+template <class S>
+ATTENTION_BALANCER_INLINE S in_register(const S& x) noexcept {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(ATTENTION_BALANCER_NO_SIMD)
+  typename S::register_type r = x;
+  asm("" : "+v"(r));
+  return S(r);
+#else
+  return x;
+#endif
+}
+
 /// first, first + 1, ... over the lanes.
 template <class S>
 ATTENTION_BALANCER_INLINE S iota(scalar_of<S> first) noexcept {

@@ -23,7 +23,7 @@ ATTENTION_BALANCER_NOINLINE void key_tile(const T* rows, Index stride, const T* 
   for (Index i = 0; i < depth; ++i) {
     S features[V];
     ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) features[v] = simd::load_aligned<S>(rows + i * stride + v * n);
+    for (int v = 0; v < V; ++v) features[v] = simd::in_register(simd::load_aligned<S>(rows + i * stride + v * n));
     ATTENTION_BALANCER_UNROLL
     for (int r = 0; r < R; ++r) {
       const S scalar(strip[r * width + i]);

@@ -33,7 +33,7 @@ ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Inde
   for (Index k = 0; k < depth; ++k) {
     S column[V];
     ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) column[v] = simd::load_aligned<S>(a + (k * V + v) * n);
+    for (int v = 0; v < V; ++v) column[v] = simd::in_register(simd::load_aligned<S>(a + (k * V + v) * n));
     ATTENTION_BALANCER_UNROLL
     for (int r = 0; r < R; ++r) {
       const S scalar(b[k * step + r * row]);

@@ -193,6 +193,12 @@ TEMPLATE_TEST_CASE("explain says what would change it", "", float, double) {
   CHECK_FALSE(balancer.explain(1).changes->release);
   CHECK_FALSE(balancer.explain(1).changes->one_more);  // units were not asked
 
+  // From zero it looks upwards, among the smallest numbers that there are too.
+  constexpr T least = std::numeric_limits<T>::denorm_min();
+  balancer.update(V{0, least, 2000 * least, 2000 * least});
+  CHECK(*balancer.explain(0).changes->release > T(0));
+  balancer.update(V{100, 10, 1, 1});
+
   SECTION("what it says comes true") {
     const V signal{40, 10, 2, 1};
     balancer.update(signal);

@@ -44,8 +44,9 @@ std::optional<T> threshold(T now, T scale, const Changed& changed) {
   if (!(now >= T(0)) || !std::isfinite(now)) return {};
   // Both ways at once, in strides that double, so that what is found is the nearer.
   const double most = static_cast<double>(std::numeric_limits<T>::max());
-  const double start =
-      now > T(0) ? static_cast<double>(now) : std::ldexp(scale > T(0) ? static_cast<double>(scale) : 1, -32);
+  const double from_zero = std::max(std::ldexp(scale > T(0) ? static_cast<double>(scale) : 1, -32),
+                                    std::numeric_limits<double>::denorm_min());  // doubling zero would go nowhere
+  const double start = now > T(0) ? static_cast<double>(now) : from_zero;
   double no_above = static_cast<double>(now), no_below = no_above;
   bool above = true, below = now > T(0);
   for (int doublings = now > T(0) ? 1 : 0; above || below; doublings = doublings > 0 ? 2 * doublings : 1) {

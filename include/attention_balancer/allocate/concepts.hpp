@@ -1,8 +1,10 @@
 #pragma once
 // What an allocation is, and what it may say about its bounds.
 //
-// In this folder `template <class = void>` stands before functions that are no templates otherwise: they are
-// compiled where they are called and not by everyone who includes balance.hpp, which takes half the time then.
+// In the balance half `template <class = void>` stands before functions that are no templates otherwise: they are
+// compiled where they are called and not by everyone who includes balance.hpp. For the same reason they write
+// `std::span<const T>(vector)` where a vector would convert: what is written out in a template is left until somebody
+// calls it, and asking whether a vector is a contiguous range costs as much as instantiating six kinds of vector.
 
 #include <cmath>
 #include <concepts>
@@ -94,7 +96,8 @@ struct CommonScalar<N, Ns...> {
 template <class... Ns>
 using common_scalar = typename CommonScalar<Ns...>::type;
 
-inline std::string item_of(std::string_view what, std::size_t item) {
+template <class = void>
+std::string item_of(std::string_view what, std::size_t item) {
   return std::string(what) + " of item " + std::to_string(item);
 }
 

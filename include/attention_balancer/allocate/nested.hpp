@@ -193,7 +193,7 @@ class BasicBudgetTree {
   std::span<const Index> children(Index node) const {
     if (node < 0 || node >= size())
       detail::fail<ShapeError>("node", node, "be in [0, nodes = " + std::to_string(size()) + ")");
-    return children_[static_cast<std::size_t>(node)];
+    return std::span<const Index>(children_[static_cast<std::size_t>(node)]);
   }
 
   /// [size] What each node gets of `total`, whole units, by Sainte-Lague at every node: house monotone, so a larger
@@ -233,7 +233,8 @@ class BasicBudgetTree {
         const auto c = static_cast<std::size_t>(child);
         weights.push_back(nodes_[c].weight), lows.push_back(lower[c]), highs.push_back(upper[c]);
       }
-      const auto shared = apportion::sainte_lague(weights, units[i], lows, highs);
+      const auto shared = apportion::sainte_lague(std::span<const double>(weights), units[i],
+                                                  std::span<const Index>(lows), std::span<const Index>(highs));
       for (std::size_t k = 0; k < shared.size(); ++k) units[static_cast<std::size_t>(children_[i][k])] = shared[k];
     }
     return units;
@@ -272,7 +273,7 @@ std::vector<Index> pyramid_kv(Index layers, Index budget, Index most, double bet
   std::vector<double> line(static_cast<std::size_t>(layers), b);
   for (std::size_t l = 0; layers > 1 && l < line.size(); ++l)
     line[l] = high - (high - low) * static_cast<double>(l) / static_cast<double>(layers - 1);
-  return apportion::hamilton(line, total);
+  return apportion::hamilton(std::span<const double>(line), total);
 }
 
 /// CAKE (2503.12491): the budgets of the layers, adding up to `total` exactly, in proportion to
@@ -297,7 +298,8 @@ std::vector<Index> cake(std::span<const double> entropy, std::span<const double>
     largest = std::max(largest, weights[l] = std::log(entropy[l]) / t1 + std::log(variance[l]) / t2);
   for (double& w : weights) w = largest > -std::numeric_limits<double>::infinity() ? std::exp(w - largest) : 0.0;
   const std::vector<Index> lowers(weights.size(), lower), uppers(weights.size(), upper);
-  return apportion::sainte_lague(weights, total, lowers, uppers);
+  return apportion::sainte_lague(std::span<const double>(weights), total, std::span<const Index>(lowers),
+                                 std::span<const Index>(uppers));
 }
 
 }  // namespace allocate

@@ -24,6 +24,7 @@ class Selection {
 
   /// Keeps `kept` of `items` items. Throws InputError naming the entry unless the indices ascend strictly within
   /// [0, items).
+  template <class = void>
   Selection(Index items, std::vector<Index> kept) : items_(items), kept_(std::move(kept)) {
     if (items < 0) detail::fail<InputError>("number of items", items, "not be negative");
     for (std::size_t k = 0; k < kept_.size(); ++k) {
@@ -39,16 +40,21 @@ class Selection {
   Index items() const noexcept { return items_; }
 
   /// [size] The kept items, ascending.
-  std::span<const Index> kept() const& noexcept { return kept_; }
+  template <class = void>
+  std::span<const Index> kept() const& noexcept {
+    return std::span<const Index>(kept_);
+  }
   std::span<const Index> kept() const&& = delete;  // it would dangle
 
   /// Number of items kept.
   Index size() const noexcept { return static_cast<Index>(kept_.size()); }
 
   /// Whether item i is kept. O(log size).
+  template <class = void>
   bool contains(Index i) const noexcept { return std::binary_search(kept_.begin(), kept_.end(), i); }
 
   /// [items - size] The other items, ascending.
+  template <class = void>
   std::vector<Index> dropped() const {
     std::vector<Index> others;
     others.reserve(static_cast<std::size_t>(items_) - kept_.size());
@@ -62,6 +68,7 @@ class Selection {
   }
 
   /// [items] True for the kept: the mask of a later step, such as Bounded::eligible.
+  template <class = void>
   std::vector<bool> mask() const {
     std::vector<bool> bits(static_cast<std::size_t>(items_));
     for (const Index i : kept_) bits[static_cast<std::size_t>(i)] = true;

@@ -98,9 +98,11 @@ namespace allocate {
 /// the sizes differ, BudgetError if there is no item, InputError naming the item if a weight is NaN, infinite or
 /// negative; then nothing has been written.
 struct Proportional {
+  template <class = void>
   void operator()(std::span<const float> saliency, std::span<float> shares) const {
     detail::proportional(saliency, shares);
   }
+  template <class = void>
   void operator()(std::span<const double> saliency, std::span<double> shares) const {
     detail::proportional(saliency, shares);
   }

@@ -30,6 +30,7 @@ struct Steady {
   Index churn = std::numeric_limits<Index>::max();
 
   /// Throws InputError if hysteresis is not in [0, 1], BudgetError if churn is negative.
+  template <class = void>
   void validate() const {
     if (!(hysteresis >= 0 && hysteresis <= 1))
       detail::fail<InputError>("Steady hysteresis", detail::number(hysteresis), "be in [0, 1]");
@@ -39,7 +40,8 @@ struct Steady {
 
 /// The units that change hands between two plans: what the gainers gain, and of plans with equal totals also what
 /// the losers lose. Throws ShapeError if the sizes differ.
-inline Index moved(std::span<const Index> before, std::span<const Index> after) {
+template <class = void>
+Index moved(std::span<const Index> before, std::span<const Index> after) {
   detail::check_size("plan after", after.size(), "the plan before", before.size());
   Index units = 0;
   for (std::size_t i = 0; i < before.size(); ++i) units += std::max(Index(0), after[i] - before[i]);
@@ -51,7 +53,8 @@ inline Index moved(std::span<const Index> before, std::span<const Index> after) 
 namespace detail {
 
 /// Throws BudgetError unless the units of a plan are non-negative and add up to its total.
-inline void check_plan(std::span<const Index> plan, Index total, const char* what) {
+template <class = void>
+void check_plan(std::span<const Index> plan, Index total, const char* what) {
   Index sum = 0;
   for (std::size_t i = 0; i < plan.size(); ++i) {
     if (plan[i] < 0) fail<BudgetError>(item_of(what, i), plan[i], "not be negative");

@@ -139,6 +139,7 @@ class QueryWeights {
   static QueryWeights all() noexcept { return {}; }
 
   /// The last `count` queries count 1 (all of them when there are fewer), the others 0. Throws InputError if negative.
+  template <class = void>
   static QueryWeights last(Index count) {
     if (count < 0) detail::fail<InputError>("QueryWeights::last count", count, "not be negative");
     QueryWeights w;
@@ -149,6 +150,7 @@ class QueryWeights {
 
   /// The queries in [begin, end) count 1, the others 0. Throws InputError unless 0 <= begin < end; a call with fewer
   /// than `end` queries throws ShapeError.
+  template <class = void>
   static QueryWeights range(Index begin, Index end) {
     if (begin < 0) detail::fail<InputError>("QueryWeights::range begin", begin, "not be negative");
     if (end <= begin)
@@ -161,6 +163,7 @@ class QueryWeights {
   }
 
   /// One query counts 1, the others 0: only(0) is the CLS token of an encoder. Throws as range does.
+  template <class = void>
   static QueryWeights only(Index query) {
     if (query < 0 || query == std::numeric_limits<Index>::max())
       detail::fail<InputError>("QueryWeights::only query", query, "be the index of a query");
@@ -169,6 +172,7 @@ class QueryWeights {
 
   /// Query i of Nq counts decay^(Nq - 1 - i): the last one 1, older ones less. Throws InputError unless decay is in
   /// (0, 1].
+  template <class = void>
   static QueryWeights decayed(double decay) {
     if (!(decay > 0 && decay <= 1)) detail::fail<InputError>("QueryWeights::decayed decay", decay, "be in (0, 1]");
     QueryWeights w;
@@ -178,9 +182,13 @@ class QueryWeights {
   }
 
   /// Weights of the caller, one per query, finite and not negative (InputError otherwise). Borrowed.
+  template <class = void>
   static QueryWeights of(std::span<const float> weights) { return given(weights); }
+  template <class = void>
   static QueryWeights of(std::span<const double> weights) { return given(weights); }
+  template <class = void>
   static QueryWeights of(const std::vector<float>& weights) { return of(std::span<const float>(weights)); }
+  template <class = void>
   static QueryWeights of(const std::vector<double>& weights) { return of(std::span<const double>(weights)); }
   template <detail::OwningTemporary R>
   static QueryWeights of(R&&) = delete;
@@ -198,6 +206,7 @@ class QueryWeights {
   Index size() const noexcept { return kind_ == Kind::given ? count_ : -1; }
 
   /// Throws ShapeError unless the weights fit a call with this number of queries.
+  template <class = void>
   void validate(Index queries) const {
     if (kind_ == Kind::given && count_ != queries)
       detail::fail<ShapeError>("QueryWeights::of number of weights", count_,
@@ -207,6 +216,7 @@ class QueryWeights {
   }
 
   /// What of() borrows, and its number of bytes; null for the other kinds.
+  template <class = void>
   std::pair<const void*, std::size_t> borrowed() const noexcept {
     const auto n = static_cast<std::size_t>(kind_ == Kind::given ? count_ : 0);
     return {given_, n * (in_double_ ? sizeof(double) : sizeof(float))};

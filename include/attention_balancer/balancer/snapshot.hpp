@@ -59,6 +59,7 @@ class Words {
  public:
   explicit Words(std::string_view text) noexcept : text_(text) {}
 
+  template <class = void>
   std::string_view next() {
     skip();
     const std::size_t begin = at_;
@@ -66,6 +67,7 @@ class Words {
     ++word_;
     return text_.substr(begin, at_ - begin);
   }
+  template <class = void>
   void expect(std::string_view word) {
     if (const auto found = next(); found != word) wrong(found, "be \"" + std::string(word) + "\"");
   }
@@ -77,6 +79,7 @@ class Words {
     if (error != std::errc() || end != word.data() + word.size() || !(value >= least)) wrong(word, what);
     return value;
   }
+  template <class = void>
   void end() {
     skip();
     if (at_ < text_.size()) wrong(next(), "not be there: the snapshot is complete");
@@ -88,6 +91,7 @@ class Words {
   void skip() noexcept {
     while (at_ < text_.size() && is_space(text_[at_])) ++at_;
   }
+  template <class = void>
   [[noreturn]] void wrong(std::string_view word, std::string_view must) const {
     fail<InputError>("word " + std::to_string(word_) + " of the snapshot",
                      word.empty() ? std::string("missing") : '"' + std::string(word.substr(0, 40)) + '"', must);
@@ -98,7 +102,8 @@ class Words {
 };
 
 /// FNV-1a: finds what was cut off or changed by accident.
-inline std::uint64_t checksum(std::span<const std::byte> bytes) noexcept {
+template <class = void>
+std::uint64_t checksum(std::span<const std::byte> bytes) noexcept {
   std::uint64_t hash = 0xcbf29ce484222325u;
   for (const std::byte b : bytes) hash = (hash ^ static_cast<std::uint64_t>(b)) * 0x100000001b3u;
   return hash;
@@ -119,7 +124,8 @@ Unsigned take(std::span<const std::byte>& bytes) {
   return value;
 }
 
-inline Index take_index(std::span<const std::byte>& bytes, const char* what, std::uint64_t most) {
+template <class = void>
+Index take_index(std::span<const std::byte>& bytes, const char* what, std::uint64_t most) {
   const auto value = take<std::uint64_t>(bytes);
   if (value > most)
     fail<InputError>("snapshot " + std::string(what), number(value), "be in [0, " + number(most) + "]");
@@ -181,7 +187,7 @@ std::vector<std::byte> Snapshot<T>::to_bytes() const {
   detail::put(bytes, static_cast<std::uint64_t>(total));
   detail::put(bytes, static_cast<std::uint64_t>(plan.size()));
   for (const Index units : plan) detail::put(bytes, static_cast<std::uint64_t>(units));
-  detail::put(bytes, detail::checksum(bytes));
+  detail::put(bytes, detail::checksum(std::span<const std::byte>(bytes)));
   return bytes;
 }
 

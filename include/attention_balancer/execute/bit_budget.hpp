@@ -64,11 +64,13 @@ inline constexpr Index most_bits = 16;
 class BitWriter {
  public:
   explicit BitWriter(std::vector<std::uint8_t>& bytes) noexcept : bytes_(bytes) {}
+  template <class = void>
   void put(std::uint32_t code, Index bits) {
     held_ |= std::uint64_t{code} << count_;
     count_ += bits;
     for (; count_ >= 8; count_ -= 8, held_ >>= 8) bytes_.push_back(static_cast<std::uint8_t>(held_ & 255u));
   }
+  template <class = void>
   void finish() {
     if (count_ > 0) bytes_.push_back(static_cast<std::uint8_t>(held_ & 255u));
   }

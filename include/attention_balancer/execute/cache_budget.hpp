@@ -66,7 +66,8 @@ void compact_state(S& state, Index sequence, std::span<const Index> kept) {
 }
 
 /// The pages of which `kept` tokens of `tokens` hold all, and whether those are all of `kept`.
-inline bool whole_pages(std::span<const Index> kept, Index tokens, Index page_size, std::vector<Index>& pages) {
+template <class = void>
+bool whole_pages(std::span<const Index> kept, Index tokens, Index page_size, std::vector<Index>& pages) {
   for (std::size_t i = 0; i < kept.size();) {
     if (kept[i] % page_size != 0) return false;
     const Index size = std::min(page_size, tokens - kept[i]);
@@ -143,11 +144,13 @@ namespace execute {
 /// up to most. The options, their pins and eligible are about pages: pin the last one to go on appending where it
 /// ends. Whole pages cost nothing to evict (see evict); tokens one by one keep more of what counts. Throws as
 /// token_budget does.
-inline TokenPlan page_budget(std::span<const float> scores, Index page_size, Index pages,
+template <class = void>
+TokenPlan page_budget(std::span<const float> scores, Index page_size, Index pages,
                              const TokenOptions& options = {}) {
   return detail::page_budget(scores, page_size, pages, options);
 }
-inline TokenPlan page_budget(std::span<const double> scores, Index page_size, Index pages,
+template <class = void>
+TokenPlan page_budget(std::span<const double> scores, Index page_size, Index pages,
                              const TokenOptions& options = {}) {
   return detail::page_budget(scores, page_size, pages, options);
 }

@@ -88,11 +88,17 @@ class MergePlan {
   Index size() const noexcept { return kept_.size(); }
 
   /// [size()] The tokens at whose places the groups go on, ascending: what pruning the others would keep.
-  std::span<const Index> kept() const& noexcept { return kept_.kept(); }
+  template <class = void>
+  std::span<const Index> kept() const& noexcept {
+    return kept_.kept();
+  }
   std::span<const Index> kept() const&& = delete;  // it would dangle
 
   /// [tokens()] Where each token went: its group among the size() that are left.
-  std::span<const Index> places() const& noexcept { return places_; }
+  template <class = void>
+  std::span<const Index> places() const& noexcept {
+    return std::span<const Index>(places_);
+  }
   std::span<const Index> places() const&& = delete;
 
   /// [size()] How many original tokens each stands for; adds up to what it was before. The next plan takes it.
@@ -131,6 +137,7 @@ class MergePlan {
   }
 
  private:
+  template <class = void>
   static TokenPlan make(const std::vector<Index>& into) {
     const auto n = static_cast<Index>(into.size());
     std::vector<Index> kept;
@@ -157,6 +164,7 @@ class MergePlan {
     }
   }
 
+  template <class = void>
   void scale_weights() {
     for_each_group([&](std::span<const Index> group) {
       double largest = 0, sum = 0;

@@ -23,6 +23,7 @@ class TokenPlan : public allocate::Selection {
  public:
   /// A plan that keeps `kept` of `tokens` tokens: a plan of the caller's own, token_budget makes the usual one.
   /// Throws InputError naming the entry unless the indices ascend strictly within [0, tokens).
+  template <class = void>
   TokenPlan(Index tokens, std::vector<Index> kept) : Selection(tokens, std::move(kept)) {}
 
   /// The plan that carries out a selection: allocate::inverse_cdf, allocate::facility_location, ...
@@ -64,6 +65,7 @@ class TokenPlan : public allocate::Selection {
   }
 
  private:
+  template <class = void>
   void check_tokens(int place, Index tokens) const {
     if (tokens != items())
       detail::fail<ShapeError>("number of tokens in argument " + std::to_string(place) + " of compact", tokens,
@@ -117,11 +119,11 @@ TokenPlan token_budget(std::span<const double> scores, Index budget, std::span<c
 }
 template <class = void>
 TokenPlan token_budget(std::span<const float> scores, Index budget, std::initializer_list<Index> pins) {
-  return allocate::top_k(scores, budget, {.pins = {pins.begin(), pins.size()}});
+  return allocate::top_k(scores, budget, {.pins = std::span<const Index>(pins.begin(), pins.size())});
 }
 template <class = void>
 TokenPlan token_budget(std::span<const double> scores, Index budget, std::initializer_list<Index> pins) {
-  return allocate::top_k(scores, budget, {.pins = {pins.begin(), pins.size()}});
+  return allocate::top_k(scores, budget, {.pins = std::span<const Index>(pins.begin(), pins.size())});
 }
 
 }  // namespace execute

@@ -79,6 +79,7 @@ class WorkPlan {
   }
 
  private:
+  template <class = void>
   static void check(std::span<const Index> counts, const char* what) {
     Index sum = 0;
     for (std::size_t q = 0; q < counts.size(); ++q) {
@@ -101,7 +102,7 @@ class WorkPlan {
     const Index total = std::min(budget, work);
     if (taken == total) return;
     std::vector<double> weights(units.begin(), units.end());
-    takes_ = apportion::sainte_lague(weights, total, takes_, waiting);
+    takes_ = apportion::sainte_lague(std::span<const double>(weights), total, std::span<const Index>(takes_), waiting);
   }
 
   std::vector<Index> takes_;

@@ -54,13 +54,18 @@ class QueryStatistics {
   Index dim() const noexcept { return dim_; }
 
   /// [dim] and [dim, dim] of query head h, in range.
-  std::span<const double> mean(Index h) const noexcept { return {mean_.data() + h * dim_, size()}; }
+  template <class = void>
+  std::span<const double> mean(Index h) const noexcept {
+    return std::span<const double>(mean_.data() + h * dim_, size());
+  }
+  template <class = void>
   std::span<const double> covariance(Index h) const noexcept {
-    return {covariance_.data() + h * dim_ * dim_, size() * size()};
+    return std::span<const double>(covariance_.data() + h * dim_ * dim_, size() * size());
   }
 
   /// mean <- R mean and covariance <- R covariance R^T, for R [dim, dim] by rows, such as average_rotation. Throws
   /// ShapeError if its size differs.
+  template <class = void>
   void rotate(std::span<const double> rotation) {
     if (rotation.size() != size() * size())
       detail::fail<ShapeError>("rotation size", rotation.size(),
@@ -81,6 +86,7 @@ class QueryStatistics {
   std::size_t size() const noexcept { return static_cast<std::size_t>(dim_); }
 
   /// out [dim, columns] = a [dim, dim] * b [dim, columns], rows of b `stride` apart
+  template <class = void>
   void multiply(const double* a, const double* b, Index columns, Index stride, double* out) const {
     for (Index r = 0; r < dim_; ++r) {
       std::fill_n(out + r * columns, columns, 0.0);

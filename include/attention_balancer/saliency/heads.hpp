@@ -92,7 +92,8 @@ class Rows {
 namespace detail {
 
 /// Throws InputError naming the entry unless the indices ascend strictly within [0, slots).
-inline void check_kept(std::span<const Index> kept, Index slots) {
+template <class = void>
+void check_kept(std::span<const Index> kept, Index slots) {
   for (std::size_t k = 0; k < kept.size(); ++k) {
     const Index least = k == 0 ? 0 : kept[k - 1] + 1;
     if (kept[k] < least || kept[k] >= slots)

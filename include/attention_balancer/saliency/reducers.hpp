@@ -57,7 +57,8 @@ double per_exposure(T sum, T exposure) {
   return exposure > T(0) ? static_cast<double>(sum) / static_cast<double>(exposure) : 0.0;
 }
 
-inline void check_gamma(double gamma) {
+template <class = void>
+void check_gamma(double gamma) {
   if (!(gamma >= 0) || !std::isfinite(gamma)) fail<InputError>("gamma", gamma, "be finite and not negative");
 }
 

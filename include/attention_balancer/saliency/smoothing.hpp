@@ -23,7 +23,8 @@ enum class Pooling { average, max };
 
 namespace detail {
 
-inline void check_pool_width(Index width) {
+template <class = void>
+void check_pool_width(Index width) {
   if (width < 1 || width % 2 == 0) fail<InputError>("pooling width", width, "be odd and at least 1");
 }
 

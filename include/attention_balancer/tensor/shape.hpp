@@ -60,7 +60,8 @@ struct Extent {
 };
 
 /// Checks sizes, null data and address arithmetic. Throws ShapeError.
-inline Extent check_layout(const Layout& x) {
+template <class = void>
+Extent check_layout(const Layout& x) {
   static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
   constexpr Index most = std::numeric_limits<Index>::max() / 4;
   Index elements = 1;
@@ -88,7 +89,8 @@ inline Extent check_layout(const Layout& x) {
 /// Whether two checked views can share a byte. Views interleaved in one buffer, as q, k, v and out can be in rows of
 /// one projection, are told apart: with the axes of small strides as a run of bytes, and the others as repetitions of
 /// it at multiples of one step, two views are apart if their runs are apart within the step.
-inline bool may_overlap(const Layout& a, Extent ea, const Layout& b, Extent eb) {
+template <class = void>
+bool may_overlap(const Layout& a, Extent ea, const Layout& b, Extent eb) {
   if (ea.low == ea.high || eb.low == eb.high) return false;
   // Relative to the address of a, in unsigned arithmetic that wraps as addresses do.
   const auto between = static_cast<Index>(b.address - a.address);
@@ -121,7 +123,8 @@ inline bool may_overlap(const Layout& a, Extent ea, const Layout& b, Extent eb) 
 }
 
 /// An output must not write an element twice: its axes, from the smallest stride up, must each step over the last.
-inline void check_no_self_overlap(const Layout& x) {
+template <class = void>
+void check_no_self_overlap(const Layout& x) {
   int order[4] = {0, 1, 2, 3};
   auto stride = [&](int axis) { return std::abs(x.strides[axis]); };
   for (int end = 4; end > 1; --end)
@@ -136,24 +139,28 @@ inline void check_no_self_overlap(const Layout& x) {
   }
 }
 
-inline void require_equal(const char* what, Index was, const char* other, Index expected) {
+template <class = void>
+void require_equal(const char* what, Index was, const char* other, Index expected) {
   if (was != expected)
     fail<ShapeError>(what, was, std::string("equal ") + other + " = " + std::to_string(expected));
 }
 
-inline void require_at_least_one(const char* what, Index was) {
+template <class = void>
+void require_at_least_one(const char* what, Index was) {
   if (was < 1) fail<ShapeError>(what, was, "be at least 1");
 }
 
 /// count * length numbers must leave room to count bytes, blocks and workers.
-inline void require_addressable(const char* what, Index count, Index length) {
+template <class = void>
+void require_addressable(const char* what, Index count, Index length) {
   constexpr Index most = std::numeric_limits<Index>::max() >> 20;
   if (count > most || multiply_overflows(count, length) || count * length > most)
     fail<ShapeError>(what, length, "not make the scratch memory overflow");
 }
 
 /// Sizes of q and k that belong together. Throws ShapeError.
-inline Problem check_queries_and_keys(const Layout& q, const Layout& k) {
+template <class = void>
+Problem check_queries_and_keys(const Layout& q, const Layout& k) {
   check_layout(q);
   check_layout(k);
   require_at_least_one("q.batch", q.sizes[0]);
@@ -173,7 +180,8 @@ inline Problem check_queries_and_keys(const Layout& q, const Layout& k) {
 }
 
 /// Adds v to a checked problem. Throws ShapeError.
-inline Extent check_values(Problem& problem, const Layout& v) {
+template <class = void>
+Extent check_values(Problem& problem, const Layout& v) {
   const Extent extent = check_layout(v);
   require_equal("v.batch", v.sizes[0], "q.batch", problem.batch);
   require_equal("v.heads", v.sizes[1], "k.heads", problem.kv_heads);
@@ -185,7 +193,8 @@ inline Extent check_values(Problem& problem, const Layout& v) {
 }
 
 /// The output's sizes. Throws ShapeError.
-inline void check_output_sizes(const Problem& problem, const Layout& out) {
+template <class = void>
+void check_output_sizes(const Problem& problem, const Layout& out) {
   require_equal("out.batch", out.sizes[0], "q.batch", problem.batch);
   require_equal("out.heads", out.sizes[1], "q.heads", problem.heads);
   require_equal("out.length", out.sizes[2], "q.length", problem.queries);
@@ -193,7 +202,8 @@ inline void check_output_sizes(const Problem& problem, const Layout& out) {
 }
 
 /// Adds v and out to a checked problem. Throws ShapeError.
-inline void check_values_and_output(Problem& problem, const Layout& q, const Layout& k, const Layout& v,
+template <class = void>
+void check_values_and_output(Problem& problem, const Layout& q, const Layout& k, const Layout& v,
                                     const Layout& out) {
   const Extent output_extent = check_layout(out), value_extent = check_values(problem, v);
   check_output_sizes(problem, out);
@@ -205,7 +215,8 @@ inline void check_values_and_output(Problem& problem, const Layout& q, const Lay
 }
 
 /// A tensor with the sizes of another. Throws ShapeError.
-inline void require_shape(const Layout& x, const Layout& like) {
+template <class = void>
+void require_shape(const Layout& x, const Layout& like) {
   static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
   for (int a = 0; a < 4; ++a)
     if (x.sizes[a] != like.sizes[a])  // only then: a string may allocate
@@ -215,7 +226,8 @@ inline void require_shape(const Layout& x, const Layout& like) {
 }
 
 /// Positions travel as floating point numbers of `mantissa_bits` bits.
-inline void check_positions(const Problem& problem, int mantissa_bits) {
+template <class = void>
+void check_positions(const Problem& problem, int mantissa_bits) {
   const Index most = Index(1) << std::min(mantissa_bits, 62);
   auto check = [most](const char* what, Index length) {
     if (length > most)

@@ -16,6 +16,7 @@ namespace attention_balancer::detail {
 
 /// The sum of all weights as a value and what it rounds away: some 100 bits.
 struct ExactSum {
+  template <class = void>
   explicit ExactSum(std::span<const Seat> seats) {
     Sum sum;
     for (const Seat& seat : seats) sum.add(seat.weight);
@@ -69,7 +70,7 @@ void award_hamilton(std::span<Seat> seats, Index total) {
   items.reserve(seats.size());
   for (const Seat& seat : seats)
     items.push_back({seat.weight, static_cast<double>(seat.lower), static_cast<double>(seat.upper), 0});
-  water_fill(items, static_cast<double>(total));
+  water_fill(std::span<FillItem>(items), static_cast<double>(total));
   std::vector<Seat*> free;
   Index left = total;
   double largest = 0;
@@ -93,7 +94,7 @@ void award_hamilton(std::span<Seat> seats, Index total) {
       scaled.back().weight = std::ldexp(seat->weight, -exponent);
       pointers.push_back(&scaled.back());
     }
-    award_remainders(pointers, left);
+    award_remainders(std::span<Seat* const>(pointers), left);
     for (std::size_t k = 0; k < free.size(); ++k) {
       Seat& seat = *free[k];
       left -= seat.units = std::clamp(scaled[k].units, seat.lower, seat.upper);
@@ -110,8 +111,8 @@ void award_hamilton(std::span<Seat> seats, Index total) {
     for (Seat* seat : order)
       if (left > 0 && seat->units < seat->upper) ++seat->units, --left;
   while (left < 0)
-    for (auto seat = order.rbegin(); seat != order.rend(); ++seat)
-      if (left < 0 && (*seat)->units > (*seat)->lower) --(*seat)->units, ++left;
+    for (std::size_t k = order.size(); k-- > 0;)
+      if (left < 0 && order[k]->units > order[k]->lower) --order[k]->units, ++left;
 }
 
 /// Hamilton, as apportion::Apportionment calls it.

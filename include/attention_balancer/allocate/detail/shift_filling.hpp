@@ -55,6 +55,7 @@ class ShiftModel {
     if (count_ > 0) sum.add(differences_.value()), sum.add(count_ * (pivot_ + nu));
   }
 
+  template <class = void>
   Narrowed narrow(double budget) const noexcept {
     const double n = static_cast<double>(items_.size());
     double sum = 0;

@@ -17,7 +17,8 @@ namespace attention_balancer::detail {
 /// Totals are counted in double and must stay exact.
 inline constexpr Index largest_total = Index(1) << 53;
 
-inline void check_total(Index total, std::size_t items) {
+template <class = void>
+void check_total(Index total, std::size_t items) {
   if (total < 0) fail<BudgetError>("total", total, "not be negative");
   if (total > largest_total) fail<BudgetError>("total", total, "not exceed 2^53");
   if (items == 0 && total > 0) fail<BudgetError>("total", total, "be 0 when there is no item to get it");

@@ -95,6 +95,7 @@ class RatioModel {
   using Level = double;
   static constexpr bool folds = true;
 
+  template <class = void>
   explicit RatioModel(std::span<const FillItem> items) : items_(items) {
     double top = -std::numeric_limits<double>::infinity();
     for (const auto& item : items) top = std::max(top, item.exponent);
@@ -129,6 +130,7 @@ class RatioModel {
     sum.add(nu * free_.rest());
   }
 
+  template <class = void>
   Narrowed narrow(double budget) const noexcept {
     double sum = 0;
     for (const double w : weights_) sum += w;
@@ -157,6 +159,7 @@ class LevelModel {
   using Level = detail::Level;
   static constexpr bool folds = false;
 
+  template <class = void>
   explicit LevelModel(std::span<const FillItem> items) : items_(items) {
     for (const auto& item : items) {
       weights_.push_back(Level::of(item.weight, item.exponent));

@@ -18,10 +18,11 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// Rows of a tile, at most.
 inline constexpr int decode_rows = 4;
 
-/// Keys of a tile of R rows: a power of two; enough accumulators to fill one transposing tree and to hide the
-/// latency.
+/// Keys of a tile of R rows: enough accumulators to fill one transposing tree and to hide the latency. With 16
+/// registers 12 are accumulators where the rows are many: 8 would have to take turns without a gap.
 template <Scalar T, int R>
-inline constexpr int decode_keys = std::max(simd::lanes<T>, 8) / (R == 3 ? 4 : R);
+inline constexpr int decode_keys = !has_32_registers && R >= 3 ? 12 / R
+                                                               : std::max(simd::lanes<T>, 8) / (R == 3 ? 4 : R);
 
 /// Keys that a table of addresses must go on for behind the last one, repeating it.
 inline constexpr Index table_slack = 16;
@@ -34,16 +35,18 @@ class AskAhead {
  public:
   ATTENTION_BALANCER_INLINE AskAhead(const Stored* const* rows, Index dim) noexcept : row_(rows), dim_(dim) {}
 
-  /// To be called for each pack of features of each row that is worked on, with its first feature.
-  template <int Lanes>
-  ATTENTION_BALANCER_INLINE void step(Index feature) noexcept {
-    if constexpr (Lanes % per_line != 0)
-      if (feature % per_line != 0) return;
-    simd::prefetch_near(*row_ + at_);
-    at_ += per_line;
-    if (at_ < dim_) return;
-    at_ = 0;
-    ++row_;
+  /// To be called for each `Features` features that are worked on, whole packs. Without a branch: compilers make
+  /// copies of the loops around it for each way it can go, and run out of registers there. Asking again for a line
+  /// costs less.
+  template <int Features>
+  ATTENTION_BALANCER_INLINE void step() noexcept {
+    const Stored* const from = *row_ + at_;
+    ATTENTION_BALANCER_UNROLL
+    for (Index i = 0; i < Features; i += per_line) simd::prefetch_near(from + i);
+    at_ += Features;
+    const bool next = at_ >= dim_;
+    row_ += next;
+    at_ = next ? 0 : at_;
   }
 
  private:
@@ -67,16 +70,44 @@ ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* i
       simd::store(into + r * stride + k, simd::reduce_each(tree, Add{}));
     }
   } else {
-    constexpr int rows = n / K;
     alignas(64) T lane[n];
     ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; r += rows) {
+    for (int first = 0; first < R * K; first += n) {
       ATTENTION_BALANCER_UNROLL
-      for (int i = 0; i < n; ++i) tree[i] = r + i / K < R ? sums[std::min(r + i / K, R - 1)][i % K] : S(T(0));
+      for (int i = 0; i < n; ++i)
+        tree[i] = first + i < R * K ? sums[std::min((first + i) / K, R - 1)][(first + i) % K] : S(T(0));
       simd::store_aligned(lane, simd::reduce_each(tree, Add{}));
       ATTENTION_BALANCER_UNROLL
       for (int i = 0; i < n; ++i)
-        if (r + i / K < R) into[(r + i / K) * stride + i % K] = lane[i];
+        if (first + i < R * K) into[(first + i) / K * stride + (first + i) % K] = lane[i];
+    }
+  }
+}
+
+/// sums [R, K] += Q K^T by features, for one pack of them; `load` loads it. Not a lambda: clang calls those.
+template <class S, Scalar T, class Stored, int R, int K, class Load>
+ATTENTION_BALANCER_INLINE void add_scores(const T* queries, Index query_stride, const Stored* const* keys, Index at,
+                                          S (&sums)[R][K], Load load) noexcept {
+  // What is less is loaded first: one of the others at a time is in a register then.
+  if constexpr (R > K) {
+    S x[K];
+    ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < K; ++k) x[k] = simd::in_register(load(keys[k] + at));
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const S q = simd::in_register(simd::load_aligned<S>(queries + r * query_stride + at));
+      ATTENTION_BALANCER_UNROLL
+      for (int k = 0; k < K; ++k) sums[r][k] = simd::fma(q, x[k], sums[r][k]);
+    }
+  } else {
+    S q[R];
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) q[r] = simd::in_register(simd::load_aligned<S>(queries + r * query_stride + at));
+    ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < K; ++k) {
+      const S x = simd::in_register(load(keys[k] + at));
+      ATTENTION_BALANCER_UNROLL
+      for (int r = 0; r < R; ++r) sums[r][k] = simd::fma(q[r], x, sums[r][k]);
     }
   }
 }
@@ -97,22 +128,14 @@ ATTENTION_BALANCER_NOINLINE void score_rows(const T* queries, Index query_stride
     ATTENTION_BALANCER_UNROLL
     for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
     for (int k = 0; k < K; ++k) sums[r][k] = S(T(0));
-    auto step = [&](Index c, auto load) {
-      S q[R];
-      ATTENTION_BALANCER_UNROLL
-      for (int r = 0; r < R; ++r) q[r] = simd::load_aligned<S>(queries + r * query_stride + c);
-      ATTENTION_BALANCER_UNROLL
-      for (int k = 0; k < K; ++k) {
-        asking.template step<n>(c);
-        const S x = simd::in_register(load(keys[j + k] + c));
-        ATTENTION_BALANCER_UNROLL
-        for (int r = 0; r < R; ++r) sums[r][k] = simd::fma(q[r], x, sums[r][k]);
-      }
-    };
-    for (Index c = 0; c < whole; c += n) step(c, [](const Stored* at) { return simd::load_as<S>(at); });
+    for (Index c = 0; c < whole; c += n) {
+      asking.template step<K * n>();
+      add_scores(queries, query_stride, keys + j, c, sums, [](const Stored* at) { return simd::load_as<S>(at); });
+    }
     if (whole < dim)
-      step(whole,
-           [left = static_cast<int>(dim - whole)](const Stored* at) { return simd::load_first_as<S>(at, left); });
+      add_scores(
+          queries, query_stride, keys + j, whole, sums,
+          [left = static_cast<int>(dim - whole)](const Stored* at) { return simd::load_first_as<S>(at, left); });
     sum_lanes<T, R, K>(sums, scores + j, score_stride);
   }
 }
@@ -138,11 +161,11 @@ ATTENTION_BALANCER_INLINE void value_columns(const T* weights, Index weight_stri
   for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
   for (int c = 0; c < C; ++c) sums[r][c] = simd::load_aligned<S>(output + r * output_stride + c * n);
   for (Index j = 0; j < count; ++j) {
+    ahead.template step<C * n>();
     const Stored* value = values[j] + at;
     S x[C];
     ATTENTION_BALANCER_UNROLL
     for (int c = 0; c < C; ++c) {
-      ahead.template step<n>(at + c * n);
       if constexpr (Partial)
         x[c] = simd::load_first_as<S>(value + c * n, features);
       else

@@ -33,26 +33,36 @@ inline constexpr Index table_slack = 16;
 template <class Stored>
 class AskAhead {
  public:
-  ATTENTION_BALANCER_INLINE AskAhead(const Stored* const* rows, Index dim) noexcept : row_(rows), dim_(dim) {}
+  ATTENTION_BALANCER_INLINE AskAhead(const Stored* const* rows, Index dim) noexcept
+      : row_(rows), dim_(std::max<Index>(most_at_once, (dim + 15) / 16 * 16)) {}
 
   /// To be called for each `Features` features that are worked on, whole packs. Without a branch: compilers make
   /// copies of the loops around it for each way it can go, and run out of registers there. Asking again for a line
   /// costs less.
   template <int Features>
   ATTENTION_BALANCER_INLINE void step() noexcept {
-    const Stored* const from = *row_ + at_;
+    constexpr int piece = std::min(Features, most_at_once);
+    static_assert(Features % piece == 0);
     ATTENTION_BALANCER_UNROLL
-    for (Index i = 0; i < Features; i += per_line) simd::prefetch_near(from + i);
-    at_ += Features;
-    const bool next = at_ >= dim_;
-    row_ += next;
-    at_ = next ? 0 : at_;
+    for (int p = 0; p < Features; p += piece) {
+      const Stored* const from = *row_ + at_;
+      ATTENTION_BALANCER_UNROLL
+      for (int i = 0; i < piece; i += per_line) simd::prefetch_near(from + i);
+      // What goes beyond the end counts for the next row: the asking keeps its distance.
+      at_ += piece;
+      const bool next = at_ >= dim_;
+      row_ += next;
+      at_ -= next ? dim_ : 0;
+    }
   }
 
  private:
+  static constexpr int most_at_once = 64;
   static constexpr Index per_line = 64 / static_cast<Index>(sizeof(Stored));
   const Stored* const* row_;
-  Index at_ = 0, dim_;
+  Index at_ = 0;
+  // Never less than is worked on for a row, or the table of rows would end too soon; short rows come late.
+  Index dim_;
 };
 
 /// into [R, K] at `stride` = each accumulator summed over its lanes, by trees that take `lanes` of them at a time.

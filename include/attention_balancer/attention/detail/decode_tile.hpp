@@ -71,7 +71,7 @@ ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* i
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
   S tree[n];
-  if constexpr (K >= n) {
+  if constexpr (K % n == 0) {
     ATTENTION_BALANCER_UNROLL
     for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
     for (int k = 0; k < K; k += n) {

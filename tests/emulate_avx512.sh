@@ -23,11 +23,8 @@ sh cmake/debian.sh g++ make xz-utils cmake ninja-build binutils libxsimd-dev lib
 bochs=$emulator/bochs-3.0/bochs
 if [ ! -x "$bochs" ]; then
   echo "building Bochs, once..."
-  archive=$(sed -n 's/^URIs: *//p; s/^deb .*\(https\{0,1\}:[^ ]*\).*/\1/p' /etc/apt/sources.list \
-    /etc/apt/sources.list.d/* 2>/dev/null | head -n 1)
-  cmake "-DURL=$archive/pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz" \
-    -DSHA256=78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b \
-    -DFILE="$emulator/bochs.tar.xz" -P cmake/download.cmake
+  sh cmake/from_debian.sh b/bochs/bochs_3.0+dfsg.orig.tar.xz \
+    78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b "$emulator/bochs.tar.xz"
   tar -xf "$emulator/bochs.tar.xz" -C "$emulator"
   (
     cd "$emulator/bochs-3.0"

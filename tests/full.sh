@@ -14,15 +14,12 @@ has() {
 }
 
 # Headers alone, beside those of this system: an installed package would displace its xsimd, and brings a CMake config
-# that asks for xtl. From the archive that this machine installs its packages from.
+# that asks for xtl.
 fetch_xsimd() {
-  archive=$(sed -n 's/^URIs: *//p; s/^deb .*\(https\{0,1\}:[^ ]*\).*/\1/p' /etc/apt/sources.list /etc/apt/sources.list.d/* \
-    2>/dev/null | head -n 1)
   headers=build-xsimd-13/debian/usr/include
   mkdir -p build-xsimd-13
-  cmake "-DURL=$archive/pool/main/x/xsimd/libxsimd-dev_13.2.0-1_amd64.deb" \
-    -DSHA256=60878acfc02bfca76e8c31d53a1b9fdff490c319e53f620f4327c9786eaf631f \
-    -DFILE=build-xsimd-13/xsimd.deb -P cmake/download.cmake >/dev/null 2>&1 &&
+  sh cmake/from_debian.sh x/xsimd/libxsimd-dev_13.2.0-1_amd64.deb \
+    60878acfc02bfca76e8c31d53a1b9fdff490c319e53f620f4327c9786eaf631f build-xsimd-13/xsimd.deb >/dev/null 2>&1 &&
     dpkg-deb -x build-xsimd-13/xsimd.deb build-xsimd-13/debian &&
     ln -sfn /usr/include/catch2 "$headers/catch2" && ln -sfn /usr/include/eigen3 "$headers/eigen3"
 }

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "attention_balancer/saliency/accumulated.hpp"
 #include "support/check.hpp"
 #include "support/policies.hpp"
 #if defined(ATTENTION_BALANCER_HAS_TBB)
@@ -139,6 +140,66 @@ TEMPLATE_TEST_CASE("many queries to caches of different lengths allocate nothing
   }
 }
 
+TEMPLATE_TEST_CASE("a cache that grows by a token a step allocates a logarithmic number of times",
+                   "[attention][workspace][cache]", float, ab::bf16, ab::f16, std::int8_t) {
+  const Index heads = 4, dim = 8, first = 64, steps = 400;
+  support::Random random(46);
+  const support::Inputs<float> in(support::Shape{1, heads, 2, 1, first + steps, dim, dim}, random);
+  support::Tensor<float> out(Layout::bhsd, 1, heads, 1, dim);
+  auto tokens = [](auto x, Index begin, Index length) {
+    x.data += begin * x.length_stride;
+    x.length = length;
+    return x;
+  };
+  ab::KvCache<TestType> cache(1, 2, first + steps, dim);
+  ab::PagedKvCache<TestType> paged(1, 2, (first + steps) / 16, 16, dim);
+  ab::Workspace workspace;
+  ab::Evidence<float> evidence;
+  ab::saliency::Accumulated<float> accumulated(heads);
+  auto step = [&](Index begin, Index length) {
+    cache.append(tokens(in.k.view(), begin, length), tokens(in.v.view(), begin, length));
+    paged.append(tokens(in.k.view(), begin, length), tokens(in.v.view(), begin, length));
+    ab::attention(in.q.view(), paged, out.view(), workspace, ab::mask::Causal{});
+    ab::attention(in.q.view(), cache, out.view(), workspace, ab::observe(evidence));
+    accumulated.add(evidence);
+  };
+  step(0, first);
+  const long before = allocations;
+  for (Index i = 0; i < steps; ++i) step(first + i, 1);
+  // Room grows by halves: 64 tokens are 464 after five times, for each of some ten arrays.
+  CHECK(allocations - before <= 100);
+  CHECK(accumulated.slots() == first + steps);
+}
+
+TEST_CASE("backward and packed calls allocate nothing from the second call on", "[attention][workspace]") {
+  support::Random random(47);
+  const support::Inputs<float> in(support::Shape{1, 4, 2, 90, 90, 8, 5}, random);
+  support::Tensor<float> out(Layout::bhsd, 1, 4, 90, 5), dout(Layout::bhsd, 1, 4, 90, 5),
+      dq(Layout::bhsd, 1, 4, 90, 8), dk(Layout::bhsd, 1, 2, 90, 8), dv(Layout::bhsd, 1, 2, 90, 5);
+  dout.fill([&](auto...) { return static_cast<float>(random.uniform(-1, 1)); });
+  const std::vector<Index> starts{0, 3, 40, 90};
+  const ab::PackedSequences sequences(starts, starts);
+  ab::Workspace workspace;
+  ab::Evidence<float> evidence;
+  std::vector<ab::Evidence<float>> of_each(3);
+  auto call = [&](const auto& executor) {
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), ab::observe(evidence), workspace, executor);
+    ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), evidence, dout.view(), dq.view(),
+                           dk.view(), dv.view(), workspace, executor);
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), sequences, ab::observe(of_each), workspace,
+                  executor);
+    ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), of_each, dout.view(), dq.view(),
+                           dk.view(), dv.view(), sequences, workspace, executor);
+  };
+  for (const Index pieces : {1, 3, 40}) {
+    call(InTurn{pieces});
+    const long before = allocations;
+    call(InTurn{pieces});
+    const long made = allocations - before;
+    CHECK(made == 0);
+  }
+}
+
 TEST_CASE("what is not a number does not allocate either", "[attention][workspace]") {
   support::Random random(42);
   const support::Shape s{1, 1, 1, 100, 100, 4, 4};
@@ -214,6 +275,41 @@ TEST_CASE("memory that runs out leaves output and evidence as they were", "[atte
     CHECK(std::all_of(memory.begin(), memory.end(), [](float x) { return x == 7; }));
     REQUIRE(evidence.batch() == expected.batch());
     CHECK(support::same_bits(evidence, expected));
+  }
+  CHECK(succeeded);
+}
+
+TEST_CASE("memory that runs out leaves the evidence of all packed sequences as it was", "[attention][workspace]") {
+  support::Random random(48);
+  const support::Inputs<float> in(support::Shape{1, 2, 2, 120, 120, 4, 4}, random);
+  support::Tensor<float> out(Layout::bhsd, 1, 2, 120, 4);
+  const std::vector<Index> small{0, 1, 3}, large{0, 40, 120};
+  auto first = [](auto x, Index length) {
+    x.length = length;
+    return x;
+  };
+  std::vector<ab::Evidence<float>> expected(2);
+  auto attend = [&](const std::vector<Index>& starts, std::vector<ab::Evidence<float>>& evidence) {
+    const ab::PackedSequences sequences(starts, starts);
+    ab::attention(first(in.q.view(), starts.back()), first(in.k.view(), starts.back()),
+                  first(in.v.view(), starts.back()), first(out.view(), starts.back()), sequences,
+                  ab::observe(evidence));
+  };
+  attend(small, expected);
+  bool succeeded = false;
+  for (long until = 0; !succeeded && until < 60; ++until) {
+    std::vector<ab::Evidence<float>> evidence(2);
+    attend(small, evidence);
+    allocations_until_failure = until;
+    try {
+      attend(large, evidence);
+      succeeded = true;
+    } catch (const std::bad_alloc&) {
+    }
+    allocations_until_failure = -1;
+    if (succeeded) break;
+    INFO("allocation " << until << " failed");
+    for (std::size_t s = 0; s < 2; ++s) CHECK(support::same_bits(evidence[s], expected[s]));
   }
   CHECK(succeeded);
 }

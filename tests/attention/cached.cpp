@@ -212,6 +212,17 @@ TEMPLATE_TEST_CASE("evicting moves all that belongs to a slot", "[attention][cac
   CHECK(paged.block_table(0)[2] == last);
   CHECK(paged.position(0, 0, 8) == 16);
   CHECK(paged.position(0, 0, 17) == 89);
+  // A sequence may be held to fewer pages than there are: its table is that long.
+  ab::PagedKvCache<Stored> narrow(2, 2, 40, 8, 16, 16, 3);
+  CHECK(narrow.view().max_blocks == 3);
+  CHECK(narrow.sequence_pages() == 3);
+  narrow.append(1, part(in.k.view(), 1, 0, 20), part(in.v.view(), 1, 0, 20));
+  CHECK_THROWS_AS(narrow.append(1, part(in.k.view(), 1, 0, 5), part(in.v.view(), 1, 0, 5)), ab::BudgetError);
+  narrow.append(1, part(in.k.view(), 1, 20, 4), part(in.v.view(), 1, 20, 4));
+  CHECK(narrow.length(1) == 24);
+  CHECK(narrow.free_pages() == 37);
+  CHECK_THROWS_AS((ab::PagedKvCache<Stored>(2, 2, 40, 8, 16, 16, 41)), ab::ShapeError);
+
   // Heads may keep different tokens.
   const std::vector<Index> by_head{0, 5, 9, 1, 2, 17};
   paged.keep_by_head(0, by_head);

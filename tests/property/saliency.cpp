@@ -44,7 +44,7 @@ struct Case {
 
   Case(const std::vector<std::vector<double>>& rows, ab::evidence::Kind kind) : table(rows) {
     const auto n = static_cast<Index>(rows.size());
-    EvidenceAccess::reshape(evidence, 1, heads, 1, n, true, kind);
+    EvidenceAccess::reshape(evidence, {1, heads, 1, n, true, kind});
     for (Index h = 0; h < heads; ++h)
       for (Index j = 0; j < n; ++j) {
         const double* x = rows[static_cast<std::size_t>(j)].data() + h * 3;

@@ -27,7 +27,7 @@ ab::TensorView<const T> view(const std::vector<T>& x, Index heads, Index length,
 template <class T>
 ab::Evidence<T> flat(Index heads, Index keys) {
   ab::Evidence<T> evidence;
-  EvidenceAccess::reshape(evidence, 1, heads, 1, keys, true, ab::evidence::Kind::mass);
+  EvidenceAccess::reshape(evidence, {1, heads, 1, keys, true, ab::evidence::Kind::mass});
   for (Index h = 0; h < heads; ++h)
     for (Index j = 0; j < keys; ++j) EvidenceAccess::mass(evidence, h)[j] = T(1);
   return evidence;

@@ -16,7 +16,7 @@ namespace {
 template <class T>
 ab::Evidence<T> sample() {
   ab::Evidence<T> evidence;
-  EvidenceAccess::reshape(evidence, 2, 2, 4, 3, true, Kind::mass);
+  EvidenceAccess::reshape(evidence, {2, 2, 4, 3, true, Kind::mass});
   const double mass[4][3] = {{1, 2, 0}, {3, 0, 0}, {10, 20, 30}, {30, 20, 10}};
   const double exposure[4][3] = {{4, 2, 0}, {4, 2, 0}, {4, 4, 4}, {8, 8, 8}};
   for (ab::Index row = 0; row < 4; ++row)
@@ -53,7 +53,7 @@ TEMPLATE_TEST_CASE("saliency::statistic is what was observed beside the mass, or
   using V = std::vector<TestType>;
   CHECK(ab::saliency::statistic(sample<TestType>(), ab::Heads::max) == V{3, 2, 0});
   ab::Evidence<TestType> evidence;
-  EvidenceAccess::reshape(evidence, 1, 2, 4, 2, true, Kind::squares);
+  EvidenceAccess::reshape(evidence, {1, 2, 4, 2, true, Kind::squares});
   for (const ab::Index row : {0, 1})
     for (const ab::Index j : {0, 1}) EvidenceAccess::statistic(evidence, row)[j] = TestType(1 + 2 * row + j);
   CHECK(ab::saliency::mass(evidence) == V{0, 0});
@@ -65,7 +65,7 @@ TEMPLATE_TEST_CASE("saliency::statistic is what was observed beside the mass, or
 TEMPLATE_TEST_CASE("heads can be summed, left alone, or reduced within the groups of a KV head", "", float, double) {
   using V = std::vector<TestType>;
   ab::Evidence<TestType> evidence;
-  EvidenceAccess::reshape(evidence, 2, 4, 3, 2, true, Kind::mass);
+  EvidenceAccess::reshape(evidence, {2, 4, 3, 2, true, Kind::mass});
   for (ab::Index row = 0; row < 8; ++row)
     for (const ab::Index j : {0, 1}) EvidenceAccess::mass(evidence, row)[j] = TestType(10 * row + j);
   CHECK(ab::saliency::mass(evidence, ab::Heads::sum, 1) == V{220, 224});
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float
   // Two heads; the weights p_ij of three queries on two keys, and a third key that nobody sees.
   const double p[2][3][2] = {{{0.5, 0.1}, {0.5, 0.4}, {0.5, 0.7}}, {{0.2, 0.8}, {0.3, 0.7}, {1, 0}}};
   ab::Evidence<TestType> evidence;
-  EvidenceAccess::reshape(evidence, 1, 2, 3, 3, true, Kind::squares);
+  EvidenceAccess::reshape(evidence, {1, 2, 3, 3, true, Kind::squares});
   for (const ab::Index h : {0, 1})
     for (const ab::Index j : {0, 1})
       for (const auto& row : p[h]) {
@@ -125,7 +125,7 @@ TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float
   CHECK_THROWS_AS(ab::saliency::leave_one_out(evidence), ab::InputError);
   CHECK_THROWS_WITH(ab::saliency::variance(sample<TestType>()),
                     Catch::Matchers::ContainsSubstring("evidence::squares"));
-  EvidenceAccess::reshape(evidence, 1, 2, 3, 2, true, Kind::leave_one_out);
+  EvidenceAccess::reshape(evidence, {1, 2, 3, 2, true, Kind::leave_one_out});
   for (const ab::Index h : {0, 1}) EvidenceAccess::statistic(evidence, h)[0] = TestType(h + 1);
   CHECK(ab::saliency::leave_one_out(evidence) == std::vector<TestType>{3, 0});
   CHECK(ab::saliency::leave_one_out(evidence, ab::Heads::max) == std::vector<TestType>{2, 0});
@@ -133,7 +133,7 @@ TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float
 
 TEMPLATE_TEST_CASE("entropy is one number per query, and needs no mass", "", float, double) {
   ab::Evidence<TestType> evidence;
-  EvidenceAccess::reshape(evidence, 1, 2, 3, 5, false, Kind::mass);
+  EvidenceAccess::reshape(evidence, {1, 2, 3, 5, false, Kind::mass});
   for (const ab::Index h : {0, 1})
     for (const ab::Index i : {0, 1, 2}) EvidenceAccess::entropy(evidence, h)[i] = TestType(h + i);
   CHECK(ab::saliency::entropy(evidence) == std::vector<TestType>{0.5, 1.5, 2.5});
@@ -175,7 +175,7 @@ TEST_CASE("saliency names what is wrong with the evidence") {
   ab::Evidence<float> without;
   CHECK_THROWS_AS(ab::saliency::mass(without), ab::InputError);
   CHECK_THROWS_WITH(ab::saliency::mass(without), ContainsSubstring("empty"));
-  EvidenceAccess::reshape(without, 1, 1, 4, 3, false, Kind::mass);
+  EvidenceAccess::reshape(without, {1, 1, 4, 3, false, Kind::mass});
   CHECK_THROWS_AS(ab::saliency::mass(without), ab::InputError);
   CHECK_THROWS_AS(ab::saliency::per_exposure(without, ab::Head{0}), ab::InputError);
   CHECK_THROWS_WITH(ab::saliency::mass(without), ContainsSubstring("QueryWeights::none()"));
@@ -183,7 +183,7 @@ TEST_CASE("saliency names what is wrong with the evidence") {
 
 TEST_CASE("evidence without keys gives an empty saliency") {
   ab::Evidence<double> evidence;
-  EvidenceAccess::reshape(evidence, 1, 2, 4, 0, true, Kind::mass);
+  EvidenceAccess::reshape(evidence, {1, 2, 4, 0, true, Kind::mass});
   CHECK(ab::saliency::mass(evidence).empty());
   CHECK(ab::saliency::per_exposure(evidence, ab::Head{1}).empty());
 }

@@ -24,8 +24,8 @@ const double not_a_number = std::numeric_limits<double>::quiet_NaN();
 template <class T>
 ab::Evidence<T> call(const std::vector<std::vector<double>>& mass, double exposure, Index queries = 1) {
   ab::Evidence<T> evidence;
-  EvidenceAccess::reshape(evidence, 1, static_cast<Index>(mass.size()), queries, static_cast<Index>(mass[0].size()),
-                          true, Kind::mass);
+  EvidenceAccess::reshape(evidence, {1, static_cast<Index>(mass.size()), queries, static_cast<Index>(mass[0].size()),
+                          true, Kind::mass});
   for (std::size_t h = 0; h < mass.size(); ++h)
     for (std::size_t j = 0; j < mass[h].size(); ++j) {
       EvidenceAccess::mass(evidence, static_cast<Index>(h))[j] = static_cast<T>(mass[h][j]);

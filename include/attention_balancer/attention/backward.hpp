@@ -137,7 +137,7 @@ void check_and_run_backward(const TensorView<const T>& q, const TensorView<const
     for (Index s = 0; s < sequences.sequences(); ++s) {
       Problem one = problem;
       one.queries = sequences.queries(s), one.keys = sequences.keys(s);
-      check_evidence_sizes("evidence[" + std::to_string(s) + ']', evidence[static_cast<std::size_t>(s)], one);
+      check_evidence_sizes(evidence[static_cast<std::size_t>(s)], one, s);
     }
   } else {
     call.lse = lse_view(lse, problem);

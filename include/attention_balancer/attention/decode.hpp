@@ -33,16 +33,15 @@ class Decoder {
 
   Index bytes() { return layout(nullptr); }
 
-  void reshape_evidence() {
+  EvidenceShape evidence_shape() const noexcept {
     const Problem& p = call_.problem;
-    if (evidence_ != nullptr)
-      EvidenceAccess::reshape(*evidence_, p.batch, p.heads, p.queries, p.keys, with_mass_, call_.statistic,
-                              !call_.policies.has_masks, true);
+    return {.batch = p.batch, .heads = p.heads, .queries = p.queries, .keys = p.keys, .with_mass = with_mass_,
+            .statistic = call_.statistic, .same_exposure = !call_.policies.has_masks, .overwritten = true};
   }
 
   template <class Run>
   void run(const Run& executor) {
-    reshape_evidence();
+    if (evidence_ != nullptr) EvidenceAccess::reshape(*evidence_, evidence_shape());
     for (Index g = 0; g < groups_; ++g) new (left_ + g) std::atomic<Index>(splits_of(g).count);
     share(executor, groups_ * splits_,
           [this](Index item, const DecodeScratch<T, Stored>& scratch, Index following) {

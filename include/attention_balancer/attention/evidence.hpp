@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "attention_balancer/core/error.hpp"
+#include "attention_balancer/core/growth.hpp"
 #include "attention_balancer/core/types.hpp"
 
 namespace attention_balancer {
@@ -282,37 +283,50 @@ inline constexpr bool is_observation = false;
 template <class T, evidence::Kind Statistic>
 inline constexpr bool is_observation<Observation<T, Statistic>> = true;
 
+/// What a call leaves in an Evidence.
+struct EvidenceShape {
+  Index batch, heads, queries, keys;
+  bool with_mass;
+  evidence::Kind statistic;
+  bool same_exposure = false;  // all heads have the same one
+  bool overwritten = false;    // the mass, so that it need not be 0 before: decoding can least afford whole passes
+  bool with_support = false;
+};
+
 /// Write access for the kernels and the reference.
 struct EvidenceAccess {
-  /// Sizes the storage; allocates only when it grows. Everything is 0 then, but not the mass if `overwritten`: whole
-  /// passes over long arrays are what decoding can least afford. `same_exposure`: all heads have the same one.
+  /// Makes room for the shape, and changes nothing else: reshape then does not throw. Half as much again as before
+  /// where a key comes with each token, so that few of the calls allocate.
   template <class T>
-  static void reshape(Evidence<T>& e, Index batch, Index heads, Index queries, Index keys, bool with_mass,
-                      evidence::Kind statistic, bool same_exposure = false, bool overwritten = false,
-                      bool with_support = false) {
-    const auto rows = static_cast<std::size_t>(batch * heads);
-    const auto per_key = with_mass ? rows * static_cast<std::size_t>(keys) : 0;
-    // All memory first: what throws leaves the evidence as it was.
-    const auto of_exposure = same_exposure ? per_key / static_cast<std::size_t>(heads) : per_key;
-    e.mass_.reserve(per_key);
-    e.exposure_.reserve(of_exposure);
-    if (statistic != evidence::Kind::mass) e.statistic_.reserve(per_key);
-    for (auto* x : {&e.lse_, &e.entropy_}) x->reserve(rows * static_cast<std::size_t>(queries));
-    e.sink_mass_.reserve(rows);
-    e.empty_rows_.reserve(rows);
-    if (with_support) e.support_.reserve(rows * static_cast<std::size_t>(queries));
-    if (!overwritten) e.mass_.assign(per_key, T(0));
-    e.mass_.resize(per_key);
-    e.exposure_.assign(of_exposure, T(0));
-    e.same_exposure_ = same_exposure;
-    e.statistic_.assign(statistic == evidence::Kind::mass ? 0 : per_key, T(0));
-    e.lse_.assign(rows * static_cast<std::size_t>(queries), T(0));
-    e.entropy_.assign(rows * static_cast<std::size_t>(queries), T(0));
-    e.sink_mass_.assign(rows, T(0));
-    e.empty_rows_.assign(rows, 0);
-    e.support_.assign(with_support ? rows * static_cast<std::size_t>(queries) : 0, 0);
-    e.batch_ = batch, e.heads_ = heads, e.queries_ = queries, e.keys_ = keys, e.has_mass_ = with_mass;
-    e.kind_ = statistic;
+  static void reserve(Evidence<T>& e, const EvidenceShape& shape) {
+    const Sizes n(shape);
+    reserve_growing(e.mass_, n.per_key);
+    reserve_growing(e.exposure_, n.of_exposure);
+    reserve_growing(e.statistic_, n.of_statistic);
+    for (auto* x : {&e.lse_, &e.entropy_}) reserve_growing(*x, n.per_query);
+    reserve_growing(e.sink_mass_, n.rows);
+    reserve_growing(e.empty_rows_, n.rows);
+    reserve_growing(e.support_, n.of_support);
+  }
+
+  /// Sizes the storage; allocates only when it grows. What throws leaves the evidence as it was. Everything is 0
+  /// then, but the mass if it will be overwritten.
+  template <class T>
+  static void reshape(Evidence<T>& e, const EvidenceShape& shape) {
+    reserve(e, shape);
+    const Sizes n(shape);
+    if (!shape.overwritten) e.mass_.assign(n.per_key, T(0));
+    e.mass_.resize(n.per_key);
+    e.exposure_.assign(n.of_exposure, T(0));
+    e.same_exposure_ = shape.same_exposure;
+    e.statistic_.assign(n.of_statistic, T(0));
+    e.lse_.assign(n.per_query, T(0));
+    e.entropy_.assign(n.per_query, T(0));
+    e.sink_mass_.assign(n.rows, T(0));
+    e.empty_rows_.assign(n.rows, 0);
+    e.support_.assign(n.of_support, 0);
+    e.batch_ = shape.batch, e.heads_ = shape.heads, e.queries_ = shape.queries, e.keys_ = shape.keys;
+    e.has_mass_ = shape.with_mass, e.kind_ = shape.statistic;
   }
 
   /// Entry k of what item `batch` has per key becomes what entry kept[k] was. The number of keys shrinks if it is the
@@ -367,6 +381,20 @@ struct EvidenceAccess {
   static Index* support(Evidence<T>& e, Index row) { return e.support_.data() + row * e.queries_; }
   template <class T>
   static Index* empty_rows(Evidence<T>& e, Index row) { return e.empty_rows_.data() + row; }
+
+ private:
+  /// Numbers of elements.
+  struct Sizes {
+    explicit Sizes(const EvidenceShape& shape)
+        : rows(static_cast<std::size_t>(shape.batch * shape.heads)),
+          per_key(shape.with_mass ? rows * static_cast<std::size_t>(shape.keys) : 0),
+          of_exposure(shape.same_exposure ? per_key / static_cast<std::size_t>(shape.heads) : per_key),
+          of_statistic(shape.statistic == evidence::Kind::mass ? 0 : per_key),
+          per_query(rows * static_cast<std::size_t>(shape.queries)),
+          of_support(shape.with_support ? per_query : 0) {}
+
+    std::size_t rows, per_key, of_exposure, of_statistic, per_query, of_support;
+  };
 };
 
 }  // namespace detail

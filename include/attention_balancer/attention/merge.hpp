@@ -129,7 +129,7 @@ void merge(const std::type_identity_t<TensorView<const T>>& o1, const Evidence<T
     fail<InputError>("statistic of the evidence", "one of odds",
                      "be the mass, squares or maximum: odds do not merge");
   const Index counted = query < 0 ? 0 : query, keys1 = e1.keys(), keys2 = e2.keys();
-  EvidenceAccess::reshape(merged, out.batch, out.heads, out.length, keys1 + keys2, mass, kind);
+  EvidenceAccess::reshape(merged, {out.batch, out.heads, out.length, keys1 + keys2, mass, kind});
   for (Index b = 0; b < out.batch; ++b)
     for (Index h = 0; h < out.heads; ++h) {
       const Index at = b * out.heads + h;

@@ -61,8 +61,10 @@ class Observer {
   Observer(const Observation<double, Statistic>& observation, const Problem& problem, bool sparse)
       : evidence_(*observation.target), weights_(observation.weights), problem_(problem), sparse_(sparse) {
     weights_.validate(problem.queries);
-    EvidenceAccess::reshape(evidence_, problem.batch, problem.heads, problem.queries, problem.keys,
-                            weights_.kind() != QueryWeights::Kind::none, Statistic, false, false, sparse);
+    EvidenceAccess::reshape(evidence_,
+                            {.batch = problem.batch, .heads = problem.heads, .queries = problem.queries,
+                             .keys = problem.keys, .with_mass = weights_.kind() != QueryWeights::Kind::none,
+                             .statistic = Statistic, .with_support = sparse});
   }
 
   /// `change(j)`: how much the output changes without key j, squared; only called for leave-one-out.

@@ -14,16 +14,23 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
   friend Base;
 
  public:
-  /// Throws ShapeError unless all sizes are at least 1 and their product is addressable, std::bad_alloc.
-  PagedKvCache(Index batch, Index kv_heads, Index pages, Index page_size, Index dim, Index value_dim)
-      : Base(batch, detail::KvPages<Stored>(pages, kv_heads, page_size, dim, value_dim)) {
+  /// A sequence takes at most `sequence_pages` of the pages, by default all; the block table has that many entries
+  /// for each sequence. Throws ShapeError unless all sizes are at least 1 and their product is addressable,
+  /// std::bad_alloc.
+  PagedKvCache(Index batch, Index kv_heads, Index pages, Index page_size, Index dim, Index value_dim,
+               Index sequence_pages)
+      : Base(batch, detail::KvPages<Stored>(pages, kv_heads, page_size, dim, value_dim)), row_(sequence_pages) {
     if (page_size < 1) detail::fail<ShapeError>("cache page_size", page_size, "be at least 1");
     if (pages < 1) detail::fail<ShapeError>("cache pages", pages, "be at least 1");
+    if (row_ < 1 || row_ > pages)
+      detail::fail<ShapeError>("cache sequence_pages", row_, "be from 1 to pages = " + std::to_string(pages));
     free_.reserve(static_cast<std::size_t>(pages));
     for (Index p = pages; p-- > 0;) free_.push_back(p);
-    table_.assign(static_cast<std::size_t>(batch * pages), 0);
+    table_.assign(static_cast<std::size_t>(batch) * static_cast<std::size_t>(row_), 0);
     blocks_.assign(static_cast<std::size_t>(batch), 0);
   }
+  PagedKvCache(Index batch, Index kv_heads, Index pages, Index page_size, Index dim, Index value_dim)
+      : PagedKvCache(batch, kv_heads, pages, page_size, dim, value_dim, pages) {}
   PagedKvCache(Index batch, Index kv_heads, Index pages, Index page_size, Index dim)
       : PagedKvCache(batch, kv_heads, pages, page_size, dim, dim) {}
 
@@ -33,10 +40,13 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
   Index pages() const noexcept { return this->pages_.pages(); }
   Index free_pages() const noexcept { return static_cast<Index>(free_.size()); }
 
+  /// Most pages of one sequence.
+  Index sequence_pages() const noexcept { return row_; }
+
   /// Pages of sequence b, in order.
   std::span<const Index> block_table(Index b) const {
     this->check_sequence(b);
-    return {table_.data() + b * pages(), static_cast<std::size_t>(blocks_[static_cast<std::size_t>(b)])};
+    return {table_.data() + b * row_, static_cast<std::size_t>(blocks_[static_cast<std::size_t>(b)])};
   }
 
   /// Keeps whole pages: the `kept` blocks of sequence b, ascending, without moving a token; the other pages go back
@@ -53,7 +63,7 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     }
     const auto at = static_cast<std::size_t>(b);
     const Index in_last = this->lengths_[at] - (blocks - 1) * page_size();  // tokens of the last block
-    Index* table = table_.data() + b * pages();
+    Index* table = table_.data() + b * row_;
     std::size_t next = 0;
     for (Index i = 0; i < blocks; ++i) {
       if (next < kept.size() && kept[next] == i)
@@ -71,14 +81,14 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
   KvView<Stored> view() const noexcept {
     KvView<Stored> x = this->pages_.view();
     x.block_table = table_;
-    x.max_blocks = pages();
+    x.max_blocks = row_;
     x.lengths = this->lengths_;
     return x;
   }
 
  private:
   std::pair<Index, Index> place(Index b, Index slot) const noexcept {
-    return {table_[static_cast<std::size_t>(b * pages() + slot / page_size())], slot % page_size()};
+    return {table_[static_cast<std::size_t>(b * row_ + slot / page_size())], slot % page_size()};
   }
 
   Index blocks_for(Index tokens) const noexcept {
@@ -89,10 +99,11 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     Index wanted = 0;
     for (Index b = first; b < last; ++b) {
       const auto at = static_cast<std::size_t>(b);
-      if (tokens > pages() * page_size())
-        detail::fail<BudgetError>(
-            "number of tokens appended to sequence " + std::to_string(b), tokens,
-            "fit in the " + std::to_string(pages()) + " pages of " + std::to_string(page_size()));
+      if (tokens > row_ * page_size() || blocks_for(this->lengths_[at] + tokens) > row_)
+        detail::fail<BudgetError>("number of tokens appended to sequence " + std::to_string(b), tokens,
+                                  "fit in the " + std::to_string(row_) + " pages of " + std::to_string(page_size()) +
+                                      " that it may have, beside the " + std::to_string(this->lengths_[at]) +
+                                      " there");
       wanted += blocks_for(this->lengths_[at] + tokens) - blocks_[at];
     }
     if (wanted > free_pages())
@@ -101,7 +112,7 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     for (Index b = first; b < last; ++b) {
       const auto at = static_cast<std::size_t>(b);
       for (const Index blocks = blocks_for(this->lengths_[at] + tokens); blocks_[at] < blocks; ++blocks_[at]) {
-        table_[static_cast<std::size_t>(b * pages() + blocks_[at])] = free_.back();
+        table_[static_cast<std::size_t>(b * row_ + blocks_[at])] = free_.back();
         free_.pop_back();
       }
     }
@@ -111,10 +122,11 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     const auto at = static_cast<std::size_t>(b);
     this->lengths_[at] = length;
     while (blocks_[at] > blocks_for(length))
-      free_.push_back(table_[static_cast<std::size_t>(b * pages() + --blocks_[at])]);
+      free_.push_back(table_[static_cast<std::size_t>(b * row_ + --blocks_[at])]);
   }
 
-  std::vector<Index> free_, table_, blocks_;  // free pages, taken from the end; [B, pages]; pages of each sequence
+  Index row_;                                 // entries of the table for a sequence
+  std::vector<Index> free_, table_, blocks_;  // free pages, taken from the end; [B, row_]; pages of each sequence
 };
 
 }  // namespace attention_balancer

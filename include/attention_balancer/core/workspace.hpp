@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -29,10 +30,12 @@ class Workspace {
   /// Memory for `bytes` bytes, aligned to a cache line; its content is not kept. Throws std::bad_alloc.
   std::byte* reserve(std::size_t bytes) {
     if (bytes > capacity_) {
+      // Keys that come one at a time would otherwise have each call allocate.
+      const std::size_t wanted = std::max(bytes, capacity_ + capacity_ / 2);
       memory_.reset();  // free first: both at once would double the peak
       capacity_ = 0;
-      memory_.reset(static_cast<std::byte*>(::operator new(bytes, alignment)));
-      capacity_ = bytes;
+      memory_.reset(static_cast<std::byte*>(::operator new(wanted, alignment)));
+      capacity_ = wanted;
     }
     return memory_.get();
   }

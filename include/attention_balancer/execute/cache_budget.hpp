@@ -103,14 +103,15 @@ void evict(Cache& cache, Index sequence, const TokenPlan& plan, States&&... stat
     detail::fail<ShapeError>("number of tokens of the plan", plan.tokens(),
                              "be those of the sequence, " + std::to_string(tokens));
   (detail::check_state(std::as_const(states), sequence, tokens), ...);
+  std::vector<Index> pages;
+  bool by_page = false;
+  if constexpr (requires { cache.keep_blocks(sequence, plan.kept()); })
+    by_page = detail::whole_pages(plan.kept(), tokens, cache.page_size(), pages);
   std::apply([&](auto&&... plain) { plan.compact(std::forward<decltype(plain)>(plain)...); },
              std::tuple_cat(detail::plain_state(std::forward<States>(states))...));
   (detail::compact_state(states, sequence, plan.kept()), ...);
-  if constexpr (requires { cache.keep_blocks(sequence, plan.kept()); }) {
-    std::vector<Index> pages;
-    if (detail::whole_pages(plan.kept(), tokens, cache.page_size(), pages))
-      return cache.keep_blocks(sequence, pages);
-  }
+  if constexpr (requires { cache.keep_blocks(sequence, plan.kept()); })
+    if (by_page) return cache.keep_blocks(sequence, pages);
   cache.keep(sequence, plan.kept());
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention_balancer/attention/evidence.hpp"
+#include "attention_balancer/core/growth.hpp"
 #include "attention_balancer/saliency/reducers.hpp"
 
 namespace attention_balancer {
@@ -59,7 +60,7 @@ class Accumulated {
           "evidence keys", evidence.keys(),
           "be at least the slots, " + std::to_string(slots()) + ": compact when keys are evicted");
     const auto n = static_cast<std::size_t>(evidence.keys());
-    for (auto& row : values_) row.reserve(n);
+    for (auto& row : values_) detail::reserve_growing(row, n);
     for (auto& row : values_) row.resize(n, 0.0);
     for (Index h = 0; h < heads_; ++h) {
       const auto mass = evidence.mass(batch, h), exposure = evidence.exposure(batch, h);

@@ -64,17 +64,22 @@ inline constexpr bool is_evidence_list<T, std::span<U, E>> = std::is_same_v<std:
 
 /// Throws ShapeError unless this is the evidence of such a call.
 template <Scalar T>
-void check_evidence_sizes(const std::string& name, const Evidence<T>& evidence, const Problem& p) {
-  require_equal((name + ".batch()").c_str(), evidence.batch(), "q.batch", p.batch);
-  require_equal((name + ".heads()").c_str(), evidence.heads(), "q.heads", p.heads);
-  require_equal((name + ".queries()").c_str(), evidence.queries(), "the queries", p.queries);
-  require_equal((name + ".keys()").c_str(), evidence.keys(), "the keys", p.keys);
+void check_evidence_sizes(const Evidence<T>& evidence, const Problem& p, Index sequence = -1) {
+  auto check = [sequence](const char* size, Index was, const char* other, Index expected) {
+    if (was == expected) return;  // before a name is made, which allocates
+    const std::string name = sequence < 0 ? "evidence" : "evidence[" + std::to_string(sequence) + ']';
+    require_equal((name + size).c_str(), was, other, expected);
+  };
+  check(".batch()", evidence.batch(), "q.batch", p.batch);
+  check(".heads()", evidence.heads(), "q.heads", p.heads);
+  check(".queries()", evidence.queries(), "the queries", p.queries);
+  check(".keys()", evidence.keys(), "the keys", p.keys);
 }
 
 /// The log-sum-exp of a call as a view [B, Hq, 1, Nq].
 template <Scalar T>
 TensorView<const T> lse_view(const Evidence<T>& evidence, const Problem& p) {
-  check_evidence_sizes("evidence", evidence, p);
+  check_evidence_sizes(evidence, p);
   return bhsd(evidence.lse(0, 0).data(), p.batch, p.heads, Index(1), p.queries);
 }
 template <class L>

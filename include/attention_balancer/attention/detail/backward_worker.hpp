@@ -150,23 +150,24 @@ class BackwardWorker {
   void run_chunk(Index item, const BackwardScratch<T>& scratch) noexcept {
     const Index chunk = item % chunks_.count;
     for_each_head(item / chunks_.count, [&](Index b, Index kv) {
-      attend_chunk(b, kv, chunk, scratch,
+      attend_chunk(b, kv, chunk, keys_finite(b, kv), scratch,
                    partials_memory_ + ((b * p_.kv_heads + kv) * chunks_.count + chunk) * partial_size_);
     });
   }
 
   void run_group(Index group, const BackwardScratch<T>& scratch) noexcept {
     for_each_head(group, [&](Index b, Index kv) {
+      const bool finite = keys_finite(b, kv);
       for (Index c = 0; c < chunks_.count; ++c) {
-        attend_chunk(b, kv, c, scratch, scratch.partial);
+        attend_chunk(b, kv, c, finite, scratch, scratch.partial);
         add_partial(b * p_.kv_heads + kv, c, scratch.partial);
       }
     });
   }
 
-  void attend_chunk(Index b, Index kv, Index chunk, const BackwardScratch<T>& scratch, T* partial) noexcept {
+  void attend_chunk(Index b, Index kv, Index chunk, bool finite, const BackwardScratch<T>& scratch,
+                    T* partial) noexcept {
     std::fill_n(partial, partial_size_, T(0));
-    const bool finite = keys_finite(b, kv);
     for (Index h = kv * group_; h < (kv + 1) * group_; ++h) {
       const Index item = call_.forward.first_batch + b, first_key = first_key_ + b * p_.keys;
       const BackwardSums<T> sums{partial, partial + Scratch<T>::padded(p_.keys * key_stride_),
@@ -177,12 +178,10 @@ class BackwardWorker {
     }
   }
 
-  ATTENTION_BALANCER_NOINLINE bool keys_finite(Index b, Index kv) const noexcept {
+  bool keys_finite(Index b, Index kv) const noexcept {
     const TensorView<const T>& k = call_.forward.k;
-    T trace(0);  // 0 * x is not a number exactly where x is not finite
-    for (Index j = 0; j < p_.keys; ++j)
-      for (Index c = 0; c < p_.dim; ++c) trace += T(0) * k(b, kv, j, c);
-    return trace == T(0);
+    return p_.keys == 0 || p_.dim == 0 ||
+           rows_finite(&k(b, kv, 0, 0), k.length_stride, k.dim_stride, p_.keys, p_.dim);
   }
 
   void add_partial(Index head, Index chunk, const T* partial) noexcept {

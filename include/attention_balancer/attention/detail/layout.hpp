@@ -166,5 +166,26 @@ bool all_finite(const T* x, Index packs) noexcept {
   return simd::reduce_add((trace[0] + trace[1]) + (trace[2] + trace[3])) == T(0);
 }
 
+/// Whether `rows` rows of `dim` features are finite.
+template <Scalar T>
+ATTENTION_BALANCER_NOINLINE bool rows_finite(const T* x, Index row_stride, Index feature_stride, Index rows,
+                                             Index dim) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  S trace[4] = {S(T(0)), S(T(0)), S(T(0)), S(T(0))};
+  T rest(0);
+  for (Index r = 0; r < rows; ++r) {
+    const T* const row = x + r * row_stride;
+    Index c = 0;
+    if (feature_stride == 1) {
+      for (; c + 4 * n <= dim; c += 4 * n) ATTENTION_BALANCER_UNROLL
+      for (int t = 0; t < 4; ++t) trace[t] = simd::fma(simd::load<S>(row + c + t * n), S(T(0)), trace[t]);
+      for (; c + n <= dim; c += n) trace[0] = simd::fma(simd::load<S>(row + c), S(T(0)), trace[0]);
+    }
+    for (; c < dim; ++c) rest += T(0) * row[c * feature_stride];
+  }
+  return rest == T(0) && simd::reduce_add((trace[0] + trace[1]) + (trace[2] + trace[3])) == T(0);
+}
+
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::detail

@@ -75,7 +75,10 @@ class PackedWorker {
     workspace_.reserve(static_cast<std::size_t>(order_bytes_ + slots_ * slot_bytes_));
     for (Index s = 0; s < count; ++s)
       if (runs_alone(s)) reserve_alone(s);
-    for (Index s = 0; s < count; ++s) reshape_evidence(s);
+    if (!evidence_.empty()) {
+      for (Index s = 0; s < count; ++s) EvidenceAccess::reserve(*evidence_of(s), evidence_shape(s));
+      for (Index s = 0; s < count; ++s) EvidenceAccess::reshape(*evidence_of(s), evidence_shape(s));
+    }
 
     for (Index s = 0; s < count; ++s)
       if (runs_alone(s)) run_call(call_of(s), evidence_of(s), workspace_, executor, concurrency_);
@@ -136,14 +139,11 @@ class PackedWorker {
     return Decoder<T, T>(one, x, evidence_of(s)).bytes();
   }
 
-  void reshape_evidence(Index s) {
+  EvidenceShape evidence_shape(Index s) {
     const Call<T> one = call_of(s);
-    if (decodes(s) && sequences_.queries(s) > 0) {
-      const KvView<T> x = kv_view_of(one);
-      Decoder<T, T>(one, x, evidence_of(s)).reshape_evidence();
-    } else {
-      Worker<T>(one, evidence_of(s)).reshape_evidence();
-    }
+    if (!decodes(s) || sequences_.queries(s) == 0) return Worker<T>(one, evidence_of(s)).evidence_shape();
+    const KvView<T> x = kv_view_of(one);
+    return Decoder<T, T>(one, x, evidence_of(s)).evidence_shape();
   }
 
   /// `following`: the sequence of the piece that the same worker takes next, -1 if that is not known.

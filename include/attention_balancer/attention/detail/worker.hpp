@@ -71,10 +71,13 @@ class Worker {
   }
 
   void reshape_evidence() {
-    if (evidence_ != nullptr)
-      EvidenceAccess::reshape(*evidence_, call_.problem.batch, call_.problem.heads, call_.problem.queries,
-                              call_.problem.keys, with_mass_, call_.statistic, false, false,
-                              is_sparse(call_.normalization));
+    if (evidence_ != nullptr) EvidenceAccess::reshape(*evidence_, evidence_shape());
+  }
+
+  EvidenceShape evidence_shape() const noexcept {
+    const Problem& p = call_.problem;
+    return {.batch = p.batch, .heads = p.heads, .queries = p.queries, .keys = p.keys, .with_mass = with_mass_,
+            .statistic = call_.statistic, .with_support = is_sparse(call_.normalization)};
   }
 
   Index slot_bytes() const noexcept { return slot_bytes_; }

@@ -162,29 +162,38 @@ TEMPLATE_TEST_CASE("a part that all keys share costs the gradients of the querie
                    float, double) {
   using T = TestType;
   support::Random random(219);
-  const support::Shape s{1, 1, 1, 70, 100, 16, 16};
-  const support::Inputs<T> in(s, random);
-  const support::Upstream<T> up(s, random, false);
-  // A logit of 400 for every key.
-  for (Index i = 0; i < s.queries; ++i) in.q(0, 0, i, 0) = T(1);
-  for (Index j = 0; j < s.keys; ++j) in.k(0, 0, j, 0) = T(1600);
   support::Table table;
-  auto check = [&](const char* name, const auto&... masks) {
-    table.begin(name);
-    Tensor<T> out(Layout::bhsd, 1, 1, s.queries, s.value_dim);
-    ab::Evidence<T> evidence;
-    support::Gradients<T> got(s);
-    support::Gradients<double> expected(s);
-    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), masks...,
-                  ab::observe(evidence, ab::QueryWeights::none()));
-    ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), evidence, up.out.view(), got.q.view(),
-                           got.k.view(), got.v.view(), masks...);
-    ab::reference::attention_backward(in.q.view(), in.k.view(), in.v.view(), up.out.view(), expected.q.view(),
-                                      expected.k.view(), expected.v.view(), masks...);
-    support::compare_views(table, "dq", got.q, expected.q, 5000 * std::numeric_limits<T>::epsilon());
-  };
-  check("no mask");
-  check("causal", ab::mask::Causal{});
+  // Many queries, and few, which decode: heads that share keys together, backward each by itself.
+  for (const support::Shape& s : {support::Shape{1, 1, 1, 70, 100, 16, 16},
+                                  {1, 6, 2, 1, 300, 16, 16},
+                                  {1, 6, 2, 3, 100, 19, 16},
+                                  {1, 1, 1, 6, 1, 16, 16},
+                                  {1, 3, 1, 8, 700, 16, 16}}) {
+    const support::Inputs<T> in(s, random);
+    const support::Upstream<T> up(s, random, false);
+    // A logit of about 400 for every key.
+    for (Index h = 0; h < s.heads; ++h)
+      for (Index i = 0; i < s.queries; ++i) in.q(0, h, i, 0) = T(1);
+    for (Index h = 0; h < s.kv_heads; ++h)
+      for (Index j = 0; j < s.keys; ++j) in.k(0, h, j, 0) = T(1600);
+    auto check = [&](const char* name, const auto&... policies) {
+      table.begin(name + (' ' + s.text()));
+      Tensor<T> out(Layout::bhsd, 1, s.heads, s.queries, s.value_dim);
+      ab::Evidence<T> evidence;
+      support::Gradients<T> got(s);
+      support::Gradients<double> expected(s);
+      ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), policies...,
+                    ab::observe(evidence, ab::QueryWeights::none()));
+      ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), evidence, up.out.view(), got.q.view(),
+                             got.k.view(), got.v.view(), policies...);
+      ab::reference::attention_backward(in.q.view(), in.k.view(), in.v.view(), up.out.view(), expected.q.view(),
+                                        expected.k.view(), expected.v.view(), policies...);
+      support::compare_views(table, "dq", got.q, expected.q, 5000 * std::numeric_limits<T>::epsilon());
+    };
+    check("no mask");
+    check("causal", ab::mask::Causal{});
+    check("softcap", ab::score::Softcap{T(1e6)});
+  }
   table.report();
 }
 

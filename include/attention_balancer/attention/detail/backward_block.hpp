@@ -10,6 +10,7 @@
 #include "attention_balancer/attention/detail/backward_call.hpp"
 #include "attention_balancer/attention/detail/backward_tile.hpp"
 #include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/detail/decode_tile.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
@@ -30,6 +31,7 @@ class BackwardBlock {
         s_(scratch),
         sums_(sums),
         in_bits_(scores_in_bits(call.forward)),
+        decoded_(decodes(call.forward)),
         guard_(!keys_finite) {}
 
   void run() noexcept {
@@ -212,8 +214,7 @@ class BackwardBlock {
       const Index keys = range.end - range.begin;
       if (weights != nullptr && all_zero(weights, keys * width)) return;
       ScoreGradients<T> x = block_of(range, weights);
-      const Rows<T> k = rows_of(call_.forward.k, range, s_.packed_keys);
-      score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
+      score(rows_of(call_.forward.k, range, s_.packed_keys), keys);
       x.gradients = nullptr;
       if (has_slopes()) {
         const Rows<T> v = rows_of(call_.forward.v, range, s_.packed_values);
@@ -279,12 +280,32 @@ class BackwardBlock {
     return {packed, x.dim};
   }
 
+  /// Scores of a block of keys before the policies, bit by bit those of the forward pass.
+  void score(const Rows<T>& k, Index keys) noexcept {
+    if (decoded_) return score_decoded(k, keys);
+    score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
+  }
+
+  /// Decoding adds up a score in another order, with features as lanes: by rows of queries, which are turned.
+  ATTENTION_BALANCER_NOINLINE void score_decoded(const Rows<T>& k, Index keys) noexcept {
+    const T* table[block_keys + table_slack];
+    for (Index j = 0; j < keys + table_slack; ++j) table[j] = k.data + std::min(j, keys - 1) * k.stride;
+    T* const rows = s_.gradients;  // [count, keys and slack]; gradients come after the scores
+    const Index stride = keys + table_slack;
+    for_row_tiles(count_, [&]<int R>(std::integral_constant<int, R>, Index r) {
+      score_rows<T, T, R>(s_.query_rows + r * key_stride(), key_stride(), table, keys, p_.dim, rows + r * stride,
+                          stride, table);
+    });
+    if (count_ < width) std::fill_n(s_.scores, keys * width, T(0));
+    copy_matrix(s_.scores, width, Index(1), static_cast<const T*>(rows), Index(1), stride, keys, count_);
+  }
+
   void pass(const KeyRange& range, const T* weights) noexcept {
     const Index keys = range.end - range.begin;
     if (weights != nullptr && all_zero(weights, keys * width)) return;
     const Rows<T> k = rows_of(call_.forward.k, range, s_.packed_keys),
                   v = rows_of(call_.forward.v, range, s_.packed_values);
-    score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
+    score(k, keys);
     score_keys<T, V>(s_.outputs, v.data, v.stride, keys, p_.value_dim, s_.gradients, nullptr);
 
     ScoreGradients<T> x = block_of(range, weights);
@@ -368,7 +389,7 @@ class BackwardBlock {
   const Index batch_, head_, kv_head_, first_, count_;
   const BackwardScratch<T>& s_;
   const BackwardSums<T>& sums_;
-  const bool in_bits_;
+  const bool in_bits_, decoded_;  // as the forward pass has the scores
   bool guard_;
   Index ranges_ = 0;
   RowState<T> rows_;

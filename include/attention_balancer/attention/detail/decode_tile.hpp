@@ -7,6 +7,7 @@
 // depend on the rows beside it: every sum has one order.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "attention_balancer/attention/detail/statistic.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
@@ -17,6 +18,16 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 /// Rows of a tile, at most.
 inline constexpr int decode_rows = 4;
+
+/// Runs f with R as a constant for tiles of at most decode_rows rows: f(constant, first row).
+template <class F>
+ATTENTION_BALANCER_INLINE void for_row_tiles(Index rows, F f) noexcept {
+  Index r = 0;
+  for (; r + decode_rows <= rows; r += decode_rows) f(std::integral_constant<int, decode_rows>{}, r);
+  if (rows - r == 3) f(std::integral_constant<int, 3>{}, r);
+  if (rows - r == 2) f(std::integral_constant<int, 2>{}, r);
+  if (rows - r == 1) f(std::integral_constant<int, 1>{}, r);
+}
 
 /// Keys of a tile of R rows: enough accumulators to fill one transposing tree and to hide the latency. With 16
 /// registers 12 are accumulators where the rows are many: 8 would have to take turns without a gap.

@@ -74,16 +74,6 @@ struct DecodeScratch {
   }
 };
 
-/// Runs f with R as a constant for tiles of at most decode_rows rows: f(constant, first row).
-template <class F>
-ATTENTION_BALANCER_INLINE void for_row_tiles(Index rows, F f) noexcept {
-  Index r = 0;
-  for (; r + decode_rows <= rows; r += decode_rows) f(std::integral_constant<int, decode_rows>{}, r);
-  if (rows - r == 3) f(std::integral_constant<int, 3>{}, r);
-  if (rows - r == 2) f(std::integral_constant<int, 2>{}, r);
-  if (rows - r == 1) f(std::integral_constant<int, 1>{}, r);
-}
-
 /// One split of one group.
 template <Scalar T, class Stored>
 class SplitWork {

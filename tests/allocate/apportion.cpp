@@ -337,6 +337,33 @@ TEST_CASE("blocks, pins and ids") {
   CHECK_THROWS_AS(apportion::quota(weights, (Index(1) << 27) + 1), ab::BudgetError);
 }
 
+TEST_CASE("weights far below one that is at its cap share as if it were not there, down to the stated limit",
+          "[apportion]") {
+  std::mt19937 random(9);
+  const auto below = [](const std::vector<double>& weights, int exponent) {  // the first is 2^1000
+    std::vector<double> result{0x1p1000};
+    for (const double w : weights) result.push_back(std::ldexp(w, 1000 + exponent));
+    return result;
+  };
+  for (const std::string method : {"sainte_lague", "dhondt", "adams", "huntington_hill"}) {
+    const int limit = method == "huntington_hill" ? -968 : -1994;
+    for (int round = 0; round < 300; ++round) {
+      std::vector<double> weights(std::uniform_int_distribution<std::size_t>(1, 9)(random));
+      for (double& w : weights) w = std::uniform_int_distribution<int>(1, 40)(random);
+      const Index total = std::uniform_int_distribution<Index>(9, round % 2 == 0 ? 100 : Index(1) << 40)(random);
+      Units upper(weights.size() + 1, total);
+      upper[0] = 5;
+      Units expected = by(method, weights, total);
+      expected.insert(expected.begin(), 5);
+      CAPTURE(method, weights, total);
+      CHECK(by(method, below(weights, limit), total + 5, {.upper = upper}) == expected);
+    }
+  }
+  // Beyond it they count as equal.
+  CHECK(by("huntington_hill", below({3, 1}, -971), 45, {.upper = Units{5, 40, 40}}) == Units{5, 20, 20});
+  CHECK(by("huntington_hill", below({3, 1}, -968), 45, {.upper = Units{5, 40, 40}}) == Units{5, 30, 10});
+}
+
 TEST_CASE("weights many orders apart take no longer", "[apportion]") {
   constexpr ab::Index most = ab::Index(1) << 53;
   const std::vector<double> two{1, 1e-16}, five{9.87e-10, 4.80e241, 4.10e96, 1.38e-190, 5.17e225};

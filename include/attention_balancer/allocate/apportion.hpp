@@ -104,7 +104,8 @@ namespace apportion {
 /// Returns one Index per weight, adding up to `total` exactly. All-zero weights count as equal. When every item
 /// with weight is at its upper bound, the rest goes equally to the items of weight zero. Ties go to the larger
 /// weight, then to the lower id, then to the lower index. Computed in double, in O(n log n) whatever the total,
-/// save by `quota`.
+/// save by `quota`. Divisor methods tell weights apart down to 2^-1994 (10^-600) of the largest, huntington_hill,
+/// which compares squares, down to 2^-968 (10^-291); what is smaller counts as that much.
 ///
 /// Throws InputError naming the item if a weight is NaN, infinite or negative; ShapeError if sizes differ;
 /// BudgetError, naming item, bound and total, if the total is negative, above 2^53, positive without an item, or no

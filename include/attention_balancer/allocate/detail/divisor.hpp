@@ -17,8 +17,8 @@
 namespace attention_balancer::detail {
 
 // What the method divides by. `least` and `exponent` scale the weights: the largest becomes huge, so that the small
-// ones are not lost where caps bind and they share what is left. Some 600 orders below it there is an end: a price
-// must not underflow.
+// ones are not lost where caps bind and they share what is left. Some 600 orders below it there is an end, half as many
+// for squares: a price must not underflow.
 struct SainteLagueDivisor {
   static constexpr int exponent = 1023;
   static constexpr double least = 0x1p-972;

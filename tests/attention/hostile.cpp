@@ -201,6 +201,41 @@ TEMPLATE_TEST_CASE("a scale is any finite number", "[attention]", float, double)
   }
 }
 
+TEMPLATE_TEST_CASE("logits times log2(e) leave the range of the scalar first, of many queries only", "[attention]",
+                   float, double) {
+  using T = TestType;
+  const T huge = std::numeric_limits<T>::max();
+  for (const std::size_t queries : {std::size_t(1), std::size_t(8), std::size_t(9), std::size_t(70)}) {
+    INFO(queries << " queries");
+    Line<T> line;
+    line.q.assign(queries, T(0));
+    line.v = {T(1), T(2)};
+    // Within 0.69 all are right; the other queries are so in any case.
+    for (const T part : {T(0.68), T(0.8)})
+      for (const T sign : {T(1), T(-1)}) {
+        INFO("logit " << sign * part << " of the largest");
+        line.q.back() = sign;
+        line.k = {part * huge, part * huge * T(0.99)};
+        const bool right = queries <= 8 || part < T(0.69);
+        line.attend();
+        if (right) {
+          CHECK(line.out.back() == (sign > 0 ? T(1) : T(2)));
+          CHECK(line.evidence.lse(0, 0).back() / (sign * huge) == Approx(sign > 0 ? part : part * T(0.99)));
+        } else if (sign > 0) {
+          CHECK(std::isnan(line.out.back()));
+        } else {
+          CHECK(line.out.back() == T(0));
+          CHECK(line.evidence.lse(0, 0).back() == -inf<T>);
+        }
+        CHECK(line.evidence.empty_rows(0, 0) == (right || sign > 0 ? 0 : 1));
+        if (queries > 1) CHECK(line.out.front() == T(1.5));
+
+        line.attend(ab::score::Softcap{T(0)});
+        CHECK(line.out.back() == (sign > 0 ? T(1) : T(2)));
+      }
+  }
+}
+
 TEMPLATE_TEST_CASE("rows that see nothing", "[attention]", float, double) {
   using T = TestType;
   Line<T> line;

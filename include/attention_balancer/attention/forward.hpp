@@ -169,8 +169,13 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// one the scale is 1 / sqrt(D)), masks (they intersect), a normaliser (default normalize::Softmax), a normalize::Sink,
 /// an executor (default executor::Sequential), observe(evidence), a Workspace, and PackedSequences.
 ///
-/// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN. Logits may be
-/// multiplied by log2(e): beyond 0.69 of the largest number of T they count as infinite.
+/// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN.
+///
+/// Logits may be as large as T holds, save where softmax has more than eight queries a head and no score modifiers:
+/// there they are multiplied by log2(e), which spares it a multiplication for each weight, and beyond 0.69 of the
+/// largest number of T they count as infinite. A positive one makes its query NaN, a negative one is as if masked.
+/// (To find them and start again would make the bits of a query depend on those beside it.)
+///
 /// Throws ShapeError (sizes, strides, null data, an output that overlaps an input, lengths past the end), InputError
 /// (policies with unusable numbers) and std::bad_alloc, all before anything is written.
 /// Source: Dao et al., FlashAttention-2, arXiv 2307.08691; Milakov and Gimelshein, arXiv 1805.02867.

@@ -301,6 +301,64 @@ TEST_CASE("channels calibrated on next to nothing do not lose what comes later",
   CHECK_NOTHROW(other.set_channel_scales(std::vector<float>{1, 0x1p-64f, 0x1p64f, 1}));
 }
 
+TEST_CASE("keys and channel scales at their limits are stored within the stated error, or refused",
+          "[attention][cache]") {
+  for (const int channel : {-64, -32, 0, 32, 64})
+    for (const int key : {-140, -100, -64, -60, 0, 60, 63, 64, 70, 96, 127}) {
+      INFO("channel scale 2^" << channel << ", key 2^" << key);
+      const std::vector<float> scales{std::exp2f(static_cast<float>(channel)), 1};
+      const float k[] = {std::exp2f(static_cast<float>(key)), 0.25f}, v[] = {1};
+      ab::KvCache<std::int8_t> cache(1, 1, 3, 2, 1);
+      cache.set_channel_scales(scales);
+      const auto keys = ab::bhsd(k, 1, 1, 1, 2), values = ab::bhsd(v, 1, 1, 1, 1);
+      if (key - channel >= 128) {
+        CHECK_THROWS_WITH(cache.append(keys, values), Catch::Matchers::ContainsSubstring(
+                                                          "k of sequence 0, head 0, token 0, channel 0"));
+        CHECK_THROWS_AS(cache.append(0, keys, values), ab::InputError);
+        CHECK(cache.length(0) == 0);
+        continue;
+      }
+      cache.append(keys, values);
+      const auto x = cache.view();
+      const double scale =
+          std::max(std::max(static_cast<double>(k[0]) / static_cast<double>(scales[0]), 0.25) / 127, 0x1p-124);
+      CHECK(static_cast<double>(x.key_scales(0, 0, 0, 0)) == Approx(scale));
+      for (const Index c : {0, 1}) {
+        const double s = static_cast<double>(scales[static_cast<std::size_t>(c)]);
+        const double stored =
+            static_cast<double>(x.keys(0, 0, 0, c)) * static_cast<double>(x.key_scales(0, 0, 0, 0)) * s;
+        CHECK(std::fabs(stored - static_cast<double>(k[c])) <= 0.5001 * scale * s);
+      }
+    }
+
+  // Not a number and infinity are not too large, but what they are.
+  ab::KvCache<std::int8_t> cache(1, 1, 3, 2, 1);
+  cache.set_channel_scales(std::vector<float>{0x1p-64f, 1});
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    const float k[] = {bad, 1}, v[] = {1};
+    CHECK_NOTHROW(cache.append(ab::bhsd(k, 1, 1, 1, 2), ab::bhsd(v, 1, 1, 1, 1)));
+  }
+  CHECK(std::isnan(cache.view().key_scales(0, 0, 1, 0)));
+
+  // A key of next to nothing is within the least scale of 0.
+  ab::KvCache<std::int8_t> small(1, 1, 1, 2, 1);
+  small.set_channel_scales(std::vector<float>{0x1p64f, 0x1p64f});
+  const float k[] = {0x1p-62f, -0x1p-70f}, v[] = {1};
+  small.append(ab::bhsd(k, 1, 1, 1, 2), ab::bhsd(v, 1, 1, 1, 1));
+  CHECK(small.view().key_scales(0, 0, 0, 0) == 0x1p-124f);
+  // Up to eight queries are multiplied by the channel scales: beyond the range of float they are not a number.
+  for (const Index queries : {8, 9}) {
+    std::vector<float> q(static_cast<std::size_t>(2 * queries), 0x1p64f), out(static_cast<std::size_t>(queries));
+    ab::attention(ab::bhsd(q.data(), 1, 1, queries, 2), small, ab::bhsd(out.data(), 1, 1, queries, 1),
+                  ab::score::Scale{1});
+    CHECK(std::isnan(out[0]) == (queries == 8));
+    q.assign(q.size(), 0x1p60f);
+    ab::attention(ab::bhsd(q.data(), 1, 1, queries, 2), small, ab::bhsd(out.data(), 1, 1, queries, 1),
+                  ab::score::Scale{1});
+    CHECK(out[0] == 1);
+  }
+}
+
 TEMPLATE_TEST_CASE("two parts merge into the whole", "[attention][merge]", float, double) {
   using T = TestType;
   support::Random random(314);

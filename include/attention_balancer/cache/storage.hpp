@@ -21,7 +21,8 @@ namespace attention_balancer {
 ///   float, double   x itself
 ///   bf16            2^-8 |x|
 ///   f16             2^-11 |x| from 2^-14 on, 2^-25 below; at most 65504
-///   std::int8_t     scale / 2 (and one rounding), where scale is the largest |x| of the token and head over 127
+///   std::int8_t     scale / 2 (and one rounding), where scale is the largest |x| of the token and head over 127,
+///                   at least 2^-124
 ///
 /// Attention computes in float (in double for a cache of doubles). Numbers that are not finite stay so; in int8
 /// they make the whole row of their token and head not a number.
@@ -201,7 +202,8 @@ class KvCacheBase {
   }
 
   /// Appends the tokens of k [B, Hkv, n, D] and v [B, Hkv, n, Dv] to all sequences, n each. Throws ShapeError if
-  /// the shapes do not fit, BudgetError if there is no room; nothing is changed then.
+  /// the shapes do not fit, BudgetError if there is no room, InputError if a finite key is too large for its channel
+  /// scale (see set_channel_scales); nothing is changed then.
   template <class K, class V>
   void append(const TensorView<K>& k, const TensorView<V>& v) {
     check_appended(k, v, batch());
@@ -251,8 +253,10 @@ class KvCacheBase {
   /// int8 keys only: the scale of each channel, [Hkv, D], positive. Keys whose channels differ in size lose less
   /// so: the scale of a token no longer has to serve its largest channel (Xiao et al., SmoothQuant, arXiv
   /// 2211.10438; per-channel keys as in KIVI, arXiv 2402.02750, but a token at a time). The error of channel c is
-  /// channel_scale[c] * scale / 2 with scale = max_c(|k_c| / channel_scale[c]) / 127. Throws InputError if a
-  /// sequence has tokens or a scale is not in [2^-64, 2^64]: beyond it a key's quotient leaves the range of float.
+  /// channel_scale[c] * scale / 2 with scale = max(max_c(|k_c| / channel_scale[c]) / 127, 2^-124). Keys must be less
+  /// than 2^128 times the scale of their channel, 2^64 at the least scale: append refuses larger ones. Up to eight
+  /// queries a head are multiplied by the channel scales before they meet the keys: a product beyond the range of
+  /// float makes the query NaN. Throws InputError if a sequence has tokens or a scale is not in [2^-64, 2^64].
   void set_channel_scales(std::span<const float> scales) requires(std::is_same_v<Stored, std::int8_t>) {
     if (static_cast<Index>(scales.size()) != kv_heads() * dim())
       fail<ShapeError>("channel scales size", scales.size(),
@@ -321,6 +325,24 @@ class KvCacheBase {
     require_equal("k.dim", k.dim, "the cache's dim", dim());
     require_equal("v.dim", v.dim, "the cache's value_dim", value_dim());
     require_equal("v.length", v.length, "k.length", k.length);
+    if constexpr (KvPages<Stored>::scaled) check_quotients(k);
+  }
+
+  /// A finite key whose quotient is infinite would be stored as not a number.
+  template <class K>
+  void check_quotients(const TensorView<K>& k) const {
+    const std::vector<float>& channels = pages_.channels();
+    if (channels.empty()) return;
+    for (Index b = 0; b < k.batch; ++b)
+      for (Index h = 0; h < k.heads; ++h)
+        for (Index j = 0; j < k.length; ++j)
+          for (Index c = 0; c < k.dim; ++c) {
+            const float x = k(b, h, j, c), channel = channels[static_cast<std::size_t>(h * dim() + c)];
+            if (std::isfinite(x) && !std::isfinite(x / channel))
+              fail<InputError>("k of sequence " + std::to_string(b) + ", head " + std::to_string(h) + ", token " +
+                                   std::to_string(j) + ", channel " + std::to_string(c),
+                               x, "be less than 2^128 times its channel scale " + number(channel));
+          }
   }
 
   template <class K, class V>

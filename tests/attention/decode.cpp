@@ -102,11 +102,7 @@ TEMPLATE_TEST_CASE("what few queries do not see never reaches them", "[attention
     const Result poisoned = run(ab::evidence::squares), moved = run(ab::evidence::leave_one_out);
     CHECK(support::same_bits(squares.out.view(), poisoned.out.view()));
     CHECK(support::same_bits(squares.evidence, poisoned.evidence));
-    for (Index b = 0; b < 2; ++b)
-      for (Index h = 0; h < 6; ++h) {
-        CHECK(support::same_bits(squares.evidence.statistic(b, h), poisoned.evidence.statistic(b, h)));
-        CHECK(support::same_bits(change.evidence.statistic(b, h), moved.evidence.statistic(b, h)));
-      }
+    CHECK(support::same_bits(change.evidence, moved.evidence));
   }
   // One that the second query of a head sees and the first does not touches the second alone, and the masses it
   // has.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "attention_balancer/allocate/bits.hpp"
 #include "attention_balancer/allocate/fair.hpp"
@@ -15,11 +14,10 @@ namespace allocate = ab::allocate;
 namespace apportion = ab::apportion;
 using ab::Index;
 using property::holds;
+using property::total_of;
 using Units = std::vector<Index>;
 
 namespace {
-
-Index sum_of(const Units& units) { return std::accumulate(units.begin(), units.end(), Index(0)); }
 
 Units whole_numbers(std::size_t n, int low, int high) {
   Units result;
@@ -48,9 +46,9 @@ TEMPLATE_TEST_CASE("bits: optimal within bounds, at any size", "[property]", flo
     const auto lower = whole_numbers(n, 0, 4);
     auto upper = whole_numbers(n, 0, property::element({2, 9, 300}));
     for (std::size_t i = 0; i < n; ++i) upper[i] += lower[i];
-    const Index total = property::in_range<Index>(sum_of(lower), sum_of(upper) + 1);
+    const Index total = property::in_range<Index>(total_of(lower), total_of(upper) + 1);
     const auto bits = apportion::bits(s, total, lower, upper);
-    PROPERTY(sum_of(bits) == total);
+    PROPERTY(total_of(bits) == total);
     long double most_to_gain = -1, least_to_lose = std::numeric_limits<long double>::infinity();
     for (std::size_t i = 0; i < n; ++i) {
       PROPERTY(bits[i] >= lower[i] && bits[i] <= upper[i]);
@@ -58,7 +56,7 @@ TEMPLATE_TEST_CASE("bits: optimal within bounds, at any size", "[property]", flo
       if (bits[i] > lower[i]) least_to_lose = std::min(least_to_lose, left_at(s[i], bits[i] - 1));
     }
     PROPERTY(most_to_gain <= least_to_lose);
-    if (total < sum_of(upper)) {
+    if (total < total_of(upper)) {
       const auto more = apportion::bits(s, total + 1, lower, upper);
       for (std::size_t i = 0; i < n; ++i) PROPERTY(more[i] >= bits[i]);
     }
@@ -95,7 +93,7 @@ TEMPLATE_TEST_CASE("priced bits: within the budget, and the bound is the optimum
     if (one_price) std::fill(price.begin(), price.end(), price[0]);
     const Index least = property::in_range<Index>(0, 3);
     const Index most = least + property::in_range<Index>(0, n <= 100 ? 100 : 10);
-    const Index budget = property::in_range<Index>(least * sum_of(price), most * sum_of(price) + 50);
+    const Index budget = property::in_range<Index>(least * total_of(price), most * total_of(price) + 50);
     const auto plan = apportion::priced_bits(s, price, budget, least, most);
     Index cost = 0;
     long double error = 0, worth = 0;  // of a unit of cost: what the first that was passed over would have saved

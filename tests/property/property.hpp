@@ -12,6 +12,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -96,6 +97,10 @@ long double sum(const Values& values) {
   long double total = 0;
   for (const auto x : values) total += static_cast<long double>(x);
   return total;
+}
+
+inline Index total_of(const std::vector<Index>& units) {
+  return std::accumulate(units.begin(), units.end(), Index(0));
 }
 
 /// Weights, bounds per item and a mask for which shares exist: floor_i in [0, 1/m], cap_i in [1/m, 6/m], m being

@@ -10,11 +10,10 @@ namespace ab = attention_balancer;
 namespace apportion = ab::apportion;
 using ab::Index;
 using property::holds;
+using property::total_of;
 using Units = std::vector<Index>;
 
 namespace {
-
-Index total_of(const Units& units) { return std::accumulate(units.begin(), units.end(), Index(0)); }
 
 Index total() {
   const Index below[] = {50, 100000, Index(1) << 53};

@@ -154,17 +154,28 @@ bool same_bits(std::span<const T> a, std::span<const T> b) {
                     [](T x, T y) { return same_bits(static_cast<double>(x), static_cast<double>(y)); });
 }
 
-/// Two pieces of evidence, bit by bit (any not-a-number is like any other).
+/// Two pieces of evidence, bit by bit (any not-a-number is like any other), but for the statistic beside the mass.
 template <class T>
-bool same_bits(const ab::Evidence<T>& a, const ab::Evidence<T>& b) {
+bool same_bits_but_statistic(const ab::Evidence<T>& a, const ab::Evidence<T>& b) {
   if (a.batch() != b.batch() || a.heads() != b.heads() || a.has_mass() != b.has_mass()) return false;
   for (Index i = 0; i < a.batch(); ++i)
     for (Index h = 0; h < a.heads(); ++h)
       if (!same_bits(a.mass(i, h), b.mass(i, h)) || !same_bits(a.exposure(i, h), b.exposure(i, h)) ||
           !same_bits(a.lse(i, h), b.lse(i, h)) || !same_bits(a.entropy(i, h), b.entropy(i, h)) ||
           !same_bits(static_cast<double>(a.sink_mass(i, h)), static_cast<double>(b.sink_mass(i, h))) ||
-          a.empty_rows(i, h) != b.empty_rows(i, h))
+          a.empty_rows(i, h) != b.empty_rows(i, h) ||
+          !std::equal(a.support(i, h).begin(), a.support(i, h).end(), b.support(i, h).begin(), b.support(i, h).end()))
         return false;
+  return true;
+}
+
+/// All of two pieces of evidence.
+template <class T>
+bool same_bits(const ab::Evidence<T>& a, const ab::Evidence<T>& b) {
+  if (a.statistic_kind() != b.statistic_kind() || !same_bits_but_statistic(a, b)) return false;
+  for (Index i = 0; i < a.batch(); ++i)
+    for (Index h = 0; h < a.heads(); ++h)
+      if (!same_bits(a.statistic(i, h), b.statistic(i, h))) return false;
   return true;
 }
 

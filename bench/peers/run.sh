@@ -10,10 +10,10 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 torch=yes
-if [ "${1-}" = --without-torch ]; then
-  torch=no
+for argument in "$@"; do
   shift
-fi
+  if [ "$argument" = --without-torch ]; then torch=no; else set -- "$@" "$argument"; fi
+done
 
 sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev libbenchmark-dev python3-venv python3-dev \
   ca-certificates

@@ -19,10 +19,15 @@ namespace attention_balancer {
 /// What keys and values may be stored in. A number x becomes, with the largest error:
 ///
 ///   float, double   x itself
-///   bf16            2^-8 |x|
-///   f16             2^-11 |x| from 2^-14 on, 2^-25 below; at most 65504
+///   bf16            2^-8 |x| from 2^-126 on, 2^-134 below; infinite from 2^128 - 2^119 on
+///   f16             2^-11 |x| from 2^-14 on, 2^-25 below; infinite from 65520 on
 ///   std::int8_t     scale / 2 (and one rounding), where scale is the largest |x| of the token and head over 127,
 ///                   at least 2^-124
+///
+/// A logit is then off by at most d = |score scale| * sum over the features of |q_c| times the error of k_c, so that
+/// no probability is off by more than a factor within exp(-2 d) and exp(2 d), and the output by at most
+/// (exp(2 d) - 1) max |v| plus the largest error of a value. Beyond that, attention is as exact as to plain tensors of
+/// what the cache holds.
 ///
 /// Attention computes in float (in double for a cache of doubles). Numbers that are not finite stay so; in int8
 /// they make the whole row of their token and head not a number.

@@ -11,10 +11,10 @@
 //   ATTENTION_BALANCER_DEFINE_KERNELS(kernels, Kernels) = {attend};
 //
 //   // anywhere
-//   kernels().attend(x, out);        // the best that this machine runs, or the environment's
-//   ATTENTION_BALANCER_ISA kernels("avx2").attend(x, out);  // this one
+//   kernels().attend(x, out);        // the best that this machine runs; ATTENTION_BALANCER_ISA in the environment
+//   kernels("avx2").attend(x, out);  // names another, and so does an argument
 //
-// `kernels` is the name of the CMake target too.
+// `kernels` is the name of the CMake target too. examples/07_several_machines is a program of this kind.
 
 #include <cstdlib>
 #include <string>

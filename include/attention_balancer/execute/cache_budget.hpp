@@ -94,6 +94,11 @@ namespace execute {
 /// or what TokenPlan::compact takes. A plan of whole pages moves nothing in a paged cache: the pages are given
 /// back.
 ///
+/// Masks and score modifiers count the slots that are left: mask::Causal sees what it saw, but mask::Window and
+/// score::Alibi measure distances in slots. By the tokens' own places they are a mask::Boolean and a score::Bias
+/// [B, Hq, 1, Nk] made from cache.position(b, kv_head, slot). Keys that were rotated (RoPE) before they were appended
+/// keep their places.
+///
 /// Throws ShapeError if the plan or a state is for another number of tokens, InputError as TokenPlan::compact does;
 /// then nothing has been changed.
 template <class Cache, class... States>

@@ -20,6 +20,9 @@ struct Rect {
   Index query_begin, query_end, key_begin, key_end;
   /// Batch item, query head, and the numbers of queries and keys of the call.
   Index batch, head, queries, keys;
+
+  /// What a query's number is short of its position among the keys, see Site::query_position.
+  Index query_offset() const noexcept { return keys - queries; }
 };
 
 /// A mask says what may be attended: pure, must not throw. `visible` is called with scalars and with packs; for packs

@@ -25,9 +25,13 @@ class Site {
 
   Site() = default;
 
-  /// Position of the query and of the key, from 0, exact.
+  /// The query and the key, counted from 0 in the call, exact.
   const S& query() const noexcept { return query_; }
   const S& key() const noexcept { return key_; }
+
+  /// Where the query stands among the keys, query + keys - queries: the last query at the last key, as under
+  /// mask::Causal. Distances are measured from here; in decoding query() is 0 while there are thousands of keys.
+  S query_position() const noexcept { return query_ + S(static_cast<scalar>(keys - queries)); }
 
   /// The same for one lane, as an integer. A lane past the last query or key stands at the last one.
   Index query_at(int lane) const noexcept { return std::min(first_query_ + lane * query_step_, queries - 1); }

@@ -1,12 +1,14 @@
 // How fast is the backward pass against the FMA peak of one core, and against the forward pass of the same shape?
 //
 // `of_peak` is the share of the peak measured in the same run, with 10 N^2 D floating point operations: five
-// products, of which one repeats the scores; for causal, as the visible half. `x_forward` is the time relative to
+// products, of which one repeats the scores; for causal, as the visible half. `limit` is what these and one exponential
+// for each score allow. `x_forward` is the time relative to
 // forward, observed for its lse alone, run in turn with it. `through_evidence` has gradients of mass and entropy too: 12
 // N^2 D operations, counted as 10. `sparsemax`, `entmax15` and `top_k` (32 keys) do all scores and then only the blocks
 // where a key has weight, and are counted as if they did all.
 #include <benchmark/benchmark.h>
 
+#include "support/limit.hpp"
 #include "support/paired.hpp"
 
 namespace {
@@ -105,7 +107,7 @@ void backward(benchmark::State& state) {
   const auto [time, of_forward] = bench::run_paired(state, work, forward_work);
   const double pairs =
       static_cast<double>(length) * static_cast<double>(K == Kind::causal ? length + 1 : 2 * length) / 2;
-  bench::report_flops<T>(state, 10 * pairs * static_cast<double>(dim), time);
+  bench::report_attention<T>(state, 10 * pairs * static_cast<double>(dim), pairs, time);
   state.counters["x_forward"] = time / of_forward;
 }
 

@@ -103,6 +103,7 @@ void shapes(benchmark::internal::Benchmark* b) {
   for (const int threads : {1, all}) {
     for (const int keys : {128, 512, 1024}) b->Args({64, 1, keys, threads});
     b->Args({16, 4, 128, threads});
+    for (const int length : {128, 512}) b->Args({8, length, length, threads});  // prefill: reads limit nothing
     if (all == 1) break;
   }
 }

@@ -1,7 +1,7 @@
 // What do many queries to a cache cost, for every storage, against the same from a cache of floats?
 //
 // `x_float` is the speed relative to a cache of floats of the same shape, in turn with it; `of_peak` the share of the
-// FMA peak of one core. `bf16_products` multiplies in bf16 (`Bf16Products`), where this machine can.
+// FMA peak of one core, `limit` what products and exponentials in float allow. `bf16_products` multiplies in bf16 (`Bf16Products`), where this machine can.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "attention_balancer/simd/bf16.hpp"
+#include "support/limit.hpp"
 #include "support/paired.hpp"
 
 namespace {
@@ -60,7 +61,8 @@ void prefill(benchmark::State& state) {
       if (!(std::abs(out[i] - of_floats[i]) < 0.02f)) throw std::runtime_error("the output is not that of floats");
 
     const auto time = bench::run_paired(state, work, floating);
-    bench::report_flops<float>(state, 4.0 * static_cast<double>(heads * queries * keys * dim), time.work);
+    const double scores = static_cast<double>(heads * queries * keys);
+    bench::report_attention<float>(state, 4 * scores * static_cast<double>(dim), scores, time.work);
     state.counters["x_float"] = time.other / time.work;
   } catch (const std::exception& error) {
     state.SkipWithError(error.what());

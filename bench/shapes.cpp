@@ -1,8 +1,10 @@
 // Does any shape or stride run slower per floating point operation than half the speed of its aligned neighbour?
 //
-// `of_aligned` is the speed per operation relative to the aligned shape, run in turn with it.
+// `of_aligned` is the speed per operation relative to the aligned shape, run in turn with it; `of_peak` and `limit` are
+// as in bench_attention.
 #include <benchmark/benchmark.h>
 
+#include "support/limit.hpp"
 #include "support/paired.hpp"
 
 namespace {
@@ -17,10 +19,8 @@ struct Shape {
   Index heads, queries, keys, dim, value_dim;
   Layout layout = Layout::contiguous;
 
-  double flops() const {
-    return 2.0 * static_cast<double>(heads) * static_cast<double>(queries) * static_cast<double>(keys) *
-           static_cast<double>(dim + value_dim);
-  }
+  double scores() const { return static_cast<double>(heads * queries * keys); }
+  double flops() const { return 2 * scores() * static_cast<double>(dim + value_dim); }
 };
 
 struct Tensor {
@@ -55,7 +55,7 @@ void compare(benchmark::State& state, Shape odd, Shape aligned) {
   }
   y.run();
   const auto [time, of_aligned] = bench::run_paired(state, [&] { x.run(); }, [&] { y.run(); });
-  bench::report_flops<float>(state, odd.flops(), time);
+  bench::report_attention<float>(state, odd.flops(), odd.scores(), time);
   state.counters["of_aligned"] = (odd.flops() / time) / (aligned.flops() / of_aligned);
 }
 

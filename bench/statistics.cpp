@@ -5,6 +5,7 @@
 // so that most queries have a key of probability above 1/2, which leave-one-out treats apart.
 #include <benchmark/benchmark.h>
 
+#include "support/limit.hpp"
 #include "support/paired.hpp"
 
 namespace {
@@ -58,7 +59,7 @@ void statistic(benchmark::State& state) {
   const auto [time, of_mass] = bench::run_paired(state, work, mass);
   const double pairs = static_cast<double>(length) * static_cast<double>(Causal ? length + 1 : 2 * length) / 2;
   const int products = Kind == ab::evidence::Kind::leave_one_out ? 6 : 4;
-  bench::report_flops<T>(state, products * pairs * static_cast<double>(dim), time);
+  bench::report_attention<T>(state, products * pairs * static_cast<double>(dim), pairs, time);
   state.counters["x_mass"] = time / of_mass;
 }
 

@@ -3,7 +3,7 @@
 set(ATTENTION_BALANCER_CMAKE_FOLDER "${CMAKE_CURRENT_LIST_DIR}")
 
 # The names that attention_balancer_target_isa knows, as in the namespaces isa_sse2, isa_avx2, ...
-set(ATTENTION_BALANCER_ISAS scalar sse2 avx2 avx512 neon64)
+set(ATTENTION_BALANCER_ISAS scalar sse2 avx2 avx512 avx512bf16 neon64)
 
 # Sets <out> to the compiler flags of <isa>: one of the names above, `native`, `none`, or flags as they are.
 function(attention_balancer_isa_flags out isa)
@@ -15,6 +15,8 @@ function(attention_balancer_isa_flags out isa)
     set(flags -march=x86-64-v3)
   elseif(isa STREQUAL "avx512")
     set(flags -march=x86-64-v4)
+  elseif(isa STREQUAL "avx512bf16")
+    set(flags -march=x86-64-v4 -mavx512bf16)
   elseif(isa STREQUAL "native")
     set(flags -march=native)
   elseif(isa STREQUAL "neon64" OR isa STREQUAL "none")
@@ -38,7 +40,8 @@ endfunction()
 #
 # A static library of the sources, compiled once per ISA (default: sse2 avx2 avx512, or neon64), and a list of them from
 # which the program chooses when it runs: see attention_balancer/core/dispatch.hpp, which tells what stands in the
-# sources. LINK is for what they include beside attention_balancer.
+# sources. avx512bf16 differs from avx512 for kernels that use Bf16Products. LINK is for what they include beside
+# attention_balancer.
 #
 # Two compilations of an inline function have one name, and the linker would keep either: an AVX-512 std::vector on a
 # machine that has none. So the objects of an ISA are linked into one, in which only the table has a name for the outside;

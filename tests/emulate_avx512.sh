@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 skip='accuracy|statistics|_double'
 case ${1-} in
-  avx512bf16) isa=$1 arch='-march=x86-64-v4 -mavx512bf16' only='^simd/|^attention/bf16' ;;
+  avx512bf16) isa=$1 arch=avx512bf16 only='^simd/|^attention/bf16' ;;
   *) isa=avx512 arch=avx512 only='^(simd|score|mask|softmax|attention)/' ;;
 esac
 case ${1-} in avx512*) shift ;; esac

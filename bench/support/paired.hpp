@@ -6,7 +6,6 @@
 #include <chrono>
 #include <vector>
 
-#include "support/fma_peak.hpp"
 #include "support/inputs.hpp"
 
 namespace bench {
@@ -31,13 +30,6 @@ PairedSeconds run_paired(benchmark::State& state, Work work, Other other) {
     state.SetIterationTime(of_work.back());
   }
   return {median(of_work), median(of_other)};
-}
-
-/// Writes GFLOP/s and the share of the FMA peak measured just now.
-template <class T>
-void report_flops(benchmark::State& state, double flops, double time) {
-  state.counters["GFLOP/s"] = flops / time / 1e9;
-  state.counters["of_peak"] = flops / time / fma_peak<T>();
 }
 
 }  // namespace bench

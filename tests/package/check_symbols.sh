@@ -29,7 +29,7 @@ done <"$objects" | awk '
   END {
     # Without these, the checks above would have looked at nothing.
     print shared_parts + 0 " symbols shared before they were combined"
-    if (isas != 3 || shared_parts < 20 || avx["avx2"] < 100 || zmm["avx512"] < 100 || types == 0) { print "looked at nothing"; bad = 1 }
+    if (isas != 4 || shared_parts < 20 || avx["avx2"] < 100 || zmm["avx512"] < 100 || types == 0) { print "looked at nothing"; bad = 1 }
     for (isa in avx) if (seen[isa] != 1) { print isa " has no table"; bad = 1 }
     exit bad
   }'

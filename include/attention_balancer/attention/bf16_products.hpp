@@ -5,6 +5,7 @@ namespace attention_balancer {
 
 /// A policy for `attention` to a cache of bf16, of more than eight queries: multiplies with the machine's dot products
 /// of bf16 where it has them (simd::has_bf16_products: AVX512_BF16), up to twice as fast. Everything else stays float.
+/// A program for several machines compiles its kernels for avx512bf16 too, in attention_balancer_add_kernels.
 ///
 /// Accuracy: the scaled queries are rounded to bf16, so a score is off by at most 2^-8 scale sum_d |q_d k_d| beside the
 /// error that it has anyway, and lse, entropy and evidence are those of such scores; the weights are rounded to bf16

@@ -12,7 +12,7 @@
 namespace attention_balancer {
 
 /// The instruction sets that kernels are compiled for, on each processor from the least demanding to the most.
-enum class Isa { scalar, sse2, avx2, avx512, neon64 };
+enum class Isa { scalar, sse2, avx2, avx512, avx512bf16, neon64 };
 
 namespace detail {
 
@@ -24,6 +24,7 @@ inline constexpr NamedIsa named_isas[] = {{"scalar", Isa::scalar},
                                           {"sse2", Isa::sse2},
                                           {"avx2", Isa::avx2},
                                           {"avx512", Isa::avx512},
+                                          {"avx512bf16", Isa::avx512bf16},
                                           {"neon64", Isa::neon64}};
 
 }  // namespace detail
@@ -31,7 +32,7 @@ inline constexpr NamedIsa named_isas[] = {{"scalar", Isa::scalar},
 ATTENTION_BALANCER_BEGIN_ISA
 
 /// Whether this machine, its operating system included, runs code compiled for `isa`: all of x86-64-v3 for avx2, all of
-/// x86-64-v4 for avx512, as CMake's attention_balancer_target_isa compiles them.
+/// x86-64-v4 for avx512, and AVX512_BF16 beside it for avx512bf16, as CMake's attention_balancer_target_isa compiles them.
 [[nodiscard]] inline bool cpu_runs(Isa isa) noexcept {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_cpu_init();
@@ -52,6 +53,11 @@ ATTENTION_BALANCER_BEGIN_ISA
       return cpu_runs(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::avx512bf16: {
+      unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+      constexpr unsigned avx512_bf16 = 1u << 5;
+      return cpu_runs(Isa::avx512) && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avx512_bf16) != 0;
+    }
     case Isa::neon64: return false;
   }
   return false;

@@ -49,8 +49,10 @@ int main(int argc, char** argv) {
   unsetenv("ATTENTION_BALANCER_ISA");
   const Kernels& plain = kernels("sse2");
   std::string_view best;
-  for (const auto& [name, isa] :
-       {ab::detail::NamedIsa{"sse2", ab::Isa::sse2}, {"avx2", ab::Isa::avx2}, {"avx512", ab::Isa::avx512}}) {
+  for (const auto& [name, isa] : {ab::detail::NamedIsa{"sse2", ab::Isa::sse2},
+                                  {"avx2", ab::Isa::avx2},
+                                  {"avx512", ab::Isa::avx512},
+                                  {"avx512bf16", ab::Isa::avx512bf16}}) {
     if (!ab::cpu_runs(isa)) {
       expect(refused(name), "what this machine cannot run is refused");
       continue;

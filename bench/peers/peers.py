@@ -246,7 +246,7 @@ def main():
 
     if not any(re.search(options.select, case.name) for case in all_cases(options.quick)):
         sys.exit("no case has such a name; they are " + ", ".join(case.name for case in all_cases(options.quick)))
-    processors = sorted(os.sched_getaffinity(0))
+    processors = cores_first(sorted(os.sched_getaffinity(0)))
     rows = []
     for threads in sorted({min(threads_of(t), len(processors)) for t in options.threads}):
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads),
@@ -260,6 +260,20 @@ def main():
             sys.exit(f"the measurement with {threads} threads failed")
         rows += csv.DictReader(worker.stdout.splitlines(), COLUMNS)
     merge(options.csv, rows)
+
+
+def cores_first(processors):
+    """One processor of each core, and then the others: two threads on one core would share its multiply-adds."""
+    cores, firsts, others = set(), [], []
+    for processor in processors:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list") as file:
+                core = file.read().strip()
+        except OSError:
+            core = str(processor)
+        (others if core in cores else firsts).append(processor)
+        cores.add(core)
+    return firsts + others
 
 
 def merge(path, rows):

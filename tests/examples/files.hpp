@@ -61,4 +61,12 @@ inline std::optional<std::filesystem::path> model() {
   return {};
 }
 
+/// The file of the language model, likewise.
+inline std::optional<std::filesystem::path> language_model() {
+  const std::filesystem::path file = ATTENTION_BALANCER_LANGUAGE_MODEL;
+  if (std::filesystem::exists(file)) return file;
+  std::printf("skipped: no \"%s\"; examples/run.sh fetches it\n", file.c_str());
+  return {};
+}
+
 }  // namespace files

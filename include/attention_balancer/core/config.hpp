@@ -58,3 +58,10 @@
 #else
 #define ATTENTION_BALANCER_UNROLL
 #endif
+
+// clang makes eight copies of a loop of register tiles, and runs out of registers over them; g++ makes none unasked.
+#if defined(__clang__)
+#define ATTENTION_BALANCER_NO_UNROLL _Pragma("clang loop unroll(disable)")
+#else
+#define ATTENTION_BALANCER_NO_UNROLL
+#endif

@@ -7,6 +7,7 @@
 // depend on the rows beside it: every sum has one order.
 
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 
 #include "attention_balancer/attention/detail/statistic.hpp"
@@ -32,8 +33,8 @@ ATTENTION_BALANCER_INLINE void for_row_tiles(Index rows, F f) noexcept {
 /// Keys of a tile of R rows: enough accumulators to fill one transposing tree and to hide the latency. With 16
 /// registers 12 are accumulators where the rows are many: 8 would have to take turns without a gap.
 template <Scalar T, int R>
-inline constexpr int decode_keys = !has_32_registers && R >= 3 ? 12 / R
-                                                               : std::max(simd::lanes<T>, 8) / (R == 3 ? 4 : R);
+inline constexpr int decode_keys =
+    !has_32_registers && R >= 3 ? 12 / R : std::max(simd::lanes<T>, 8) / (R == 3 ? 4 : R);
 
 /// Keys that a table of addresses must go on for behind the last one, repeating it.
 inline constexpr Index table_slack = 16;
@@ -76,31 +77,56 @@ class AskAhead {
   Index dim_;
 };
 
-/// into [R, K] at `stride` = each accumulator summed over its lanes, by trees that take `lanes` of them at a time.
+/// into [R, K] at `stride` = each accumulator summed over its lanes, by trees that take `lanes` of them at a time: a
+/// row in whole packs, or several rows of few keys. Writes numbers without meaning behind the K.
 template <Scalar T, int R, int K>
 ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* into, Index stride) noexcept {
   using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  S tree[n];
-  if constexpr (K % n == 0) {
+  constexpr int n = simd::lanes<T>, part = std::min(n, static_cast<int>(std::bit_ceil(unsigned(K)))),
+                padded = (K + part - 1) / part * part;
+  ATTENTION_BALANCER_UNROLL
+  for (int first = 0; first < R * padded; first += n) {
+    S tree[n];
     ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-    for (int k = 0; k < K; k += n) {
-      ATTENTION_BALANCER_UNROLL
-      for (int i = 0; i < n; ++i) tree[i] = sums[r][k + i];
-      simd::store(into + r * stride + k, simd::reduce_each(tree, Add{}));
+    for (int i = 0; i < n; ++i) {
+      const int r = (first + i) / padded, k = (first + i) % padded;
+      tree[i] = r < R && k < K ? sums[std::min(r, R - 1)][std::min(k, K - 1)] : S(T(0));
     }
-  } else {
-    alignas(64) T lane[n];
-    ATTENTION_BALANCER_UNROLL
-    for (int first = 0; first < R * K; first += n) {
-      ATTENTION_BALANCER_UNROLL
-      for (int i = 0; i < n; ++i)
-        tree[i] = first + i < R * K ? sums[std::min((first + i) / K, R - 1)][(first + i) % K] : S(T(0));
+    if constexpr (part == n) {
+      simd::store(into + first / padded * stride + first % padded, simd::reduce_each(tree, Add{}));
+    } else {
+      alignas(64) T lane[n];
       simd::store_aligned(lane, simd::reduce_each(tree, Add{}));
       ATTENTION_BALANCER_UNROLL
-      for (int i = 0; i < n; ++i)
-        if (first + i < R * K) into[(first + i) / K * stride + (first + i) % K] = lane[i];
+      for (int i = 0; i < n; i += part)
+        if (first + i < R * padded) std::copy_n(lane + i, part, into + (first + i) / part * stride);
+    }
+  }
+}
+
+/// sums [R, K] += of_row(r) * of_column(k). What is less is loaded first: one of the others at a time is in a register
+/// then.
+template <class S, int R, int K, class OfRow, class OfColumn>
+ATTENTION_BALANCER_INLINE void add_products(S (&sums)[R][K], OfRow of_row, OfColumn of_column) noexcept {
+  if constexpr (R > K) {
+    S x[K];
+    ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < K; ++k) x[k] = simd::in_register(of_column(k));
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const S y = simd::in_register(of_row(r));
+      ATTENTION_BALANCER_UNROLL
+      for (int k = 0; k < K; ++k) sums[r][k] = simd::fma(y, x[k], sums[r][k]);
+    }
+  } else {
+    S y[R];
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) y[r] = simd::in_register(of_row(r));
+    ATTENTION_BALANCER_UNROLL
+    for (int k = 0; k < K; ++k) {
+      const S x = simd::in_register(of_column(k));
+      ATTENTION_BALANCER_UNROLL
+      for (int r = 0; r < R; ++r) sums[r][k] = simd::fma(y[r], x, sums[r][k]);
     }
   }
 }
@@ -109,28 +135,9 @@ ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* i
 template <class S, Scalar T, class Stored, int R, int K, class Load>
 ATTENTION_BALANCER_INLINE void add_scores(const T* queries, Index query_stride, const Stored* const* keys, Index at,
                                           S (&sums)[R][K], Load load) noexcept {
-  // What is less is loaded first: one of the others at a time is in a register then.
-  if constexpr (R > K) {
-    S x[K];
-    ATTENTION_BALANCER_UNROLL
-    for (int k = 0; k < K; ++k) x[k] = simd::in_register(load(keys[k] + at));
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const S q = simd::in_register(simd::load_aligned<S>(queries + r * query_stride + at));
-      ATTENTION_BALANCER_UNROLL
-      for (int k = 0; k < K; ++k) sums[r][k] = simd::fma(q, x[k], sums[r][k]);
-    }
-  } else {
-    S q[R];
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) q[r] = simd::in_register(simd::load_aligned<S>(queries + r * query_stride + at));
-    ATTENTION_BALANCER_UNROLL
-    for (int k = 0; k < K; ++k) {
-      const S x = simd::in_register(load(keys[k] + at));
-      ATTENTION_BALANCER_UNROLL
-      for (int r = 0; r < R; ++r) sums[r][k] = simd::fma(q[r], x, sums[r][k]);
-    }
-  }
+  add_products(
+      sums, [&](int r) { return simd::load_aligned<S>(queries + r * query_stride + at); },
+      [&](int k) { return load(keys[k] + at); });
 }
 
 /// scores [R, count] = Q K^T, queries [R, D] at query_stride, a multiple of the lanes, with zeros behind D. Writes
@@ -149,9 +156,21 @@ ATTENTION_BALANCER_NOINLINE void score_rows(const T* queries, Index query_stride
     ATTENTION_BALANCER_UNROLL
     for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
     for (int k = 0; k < K; ++k) sums[r][k] = S(T(0));
-    for (Index c = 0; c < whole; c += n) {
+    const auto load = [](const Stored* at) { return simd::load_as<S>(at); };
+    Index c = 0;
+    // Two packs of features for one request for lines; with more rows there are no registers left for it.
+    if constexpr (R <= 2 && K * n <= 32) {
+      ATTENTION_BALANCER_NO_UNROLL
+      for (; c + 2 * n <= whole; c += 2 * n) {
+        asking.template step<2 * K * n>();
+        add_scores(queries, query_stride, keys + j, c, sums, load);
+        add_scores(queries, query_stride, keys + j, c + n, sums, load);
+      }
+    }
+    ATTENTION_BALANCER_NO_UNROLL
+    for (; c < whole; c += n) {
       asking.template step<K * n>();
-      add_scores(queries, query_stride, keys + j, c, sums, [](const Stored* at) { return simd::load_as<S>(at); });
+      add_scores(queries, query_stride, keys + j, c, sums, load);
     }
     if (whole < dim)
       add_scores(
@@ -166,8 +185,17 @@ ATTENTION_BALANCER_NOINLINE void score_rows(const T* queries, Index query_stride
 template <int R>
 inline constexpr int decode_packs = has_32_registers ? (R <= 2 ? 8 : 4)
                                                      : (R == 1   ? 8
-                                                        : R == 2 ? 4
-                                                                 : 2);
+                                                        : R <= 3 ? 4
+                                                                 : 3);
+
+/// sums [R, C packs] += weights [R] v for one value; `load` loads a pack of it.
+template <class S, Scalar T, class Stored, int R, int C, class Load>
+ATTENTION_BALANCER_INLINE void add_value(const T* weights, Index weight_stride, const Stored* value,
+                                         S (&sums)[R][C], Load load) noexcept {
+  constexpr int n = simd::lanes<T>;
+  add_products(
+      sums, [&](int r) { return S(weights[r * weight_stride]); }, [&](int c) { return load(value + c * n); });
+}
 
 /// output [R, C packs] += weights [R, count] V, for the features from where the addresses point, plus `at`.
 template <Scalar T, class Stored, int R, int C, bool Partial>
@@ -176,28 +204,31 @@ ATTENTION_BALANCER_INLINE void value_columns(const T* weights, Index weight_stri
                                              AskAhead<Stored>& asking) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
+  constexpr int keys = R <= 2 ? std::clamp(64 / (C * n), 1, 4) : 1;  // for one request for lines, as in score_rows
   AskAhead<Stored> ahead = asking;
   S sums[R][C];
   ATTENTION_BALANCER_UNROLL
   for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
   for (int c = 0; c < C; ++c) sums[r][c] = simd::load_aligned<S>(output + r * output_stride + c * n);
-  for (Index j = 0; j < count; ++j) {
-    ahead.template step<C * n>();
-    const Stored* value = values[j] + at;
-    S x[C];
-    ATTENTION_BALANCER_UNROLL
-    for (int c = 0; c < C; ++c) {
-      if constexpr (Partial)
-        x[c] = simd::load_first_as<S>(value + c * n, features);
-      else
-        x[c] = simd::in_register(simd::load_as<S>(value + c * n));
-    }
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const S weight(weights[r * weight_stride + j]);
+  const auto load = [=](const Stored* from) {
+    if constexpr (Partial)
+      return simd::load_first_as<S>(from, features);
+    else
+      return simd::load_as<S>(from);
+  };
+  Index j = 0;
+  if constexpr (keys > 1 && !Partial) {
+    ATTENTION_BALANCER_NO_UNROLL
+    for (const Index whole = count - count % keys; j < whole; j += keys) {
+      ahead.template step<keys * C * n>();
       ATTENTION_BALANCER_UNROLL
-      for (int c = 0; c < C; ++c) sums[r][c] = simd::fma(weight, x[c], sums[r][c]);
+      for (int i = 0; i < keys; ++i) add_value(weights + j + i, weight_stride, values[j + i] + at, sums, load);
     }
+  }
+  ATTENTION_BALANCER_NO_UNROLL
+  for (; j < count; ++j) {
+    ahead.template step<C * n>();
+    add_value(weights + j, weight_stride, values[j] + at, sums, load);
   }
   ATTENTION_BALANCER_UNROLL
   for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
@@ -209,13 +240,15 @@ template <Scalar T, class Stored, int R, int C>
 ATTENTION_BALANCER_NOINLINE void value_rest(const T* weights, Index weight_stride, const Stored* const* values,
                                             Index at, Index count, Index dim, T* output, Index output_stride,
                                             AskAhead<Stored>& ahead) noexcept {
-  constexpr Index width = Index(C) * simd::lanes<T>;
-  for (; at + width <= dim; at += width)
+  constexpr Index n = simd::lanes<T>, width = C * n;
+  // Two tiles of two packs are better than one of three and one of a single one.
+  for (; at + width <= dim && !(C == 3 && dim - at >= 4 * n && dim - at < 5 * n); at += width)
     value_columns<T, Stored, R, C, false>(weights, weight_stride, values, at, count, 0, output + at, output_stride,
                                           ahead);
   if (at == dim) return;
   if constexpr (C > 1)
-    value_rest<T, Stored, R, C / 2>(weights, weight_stride, values, at, count, dim, output, output_stride, ahead);
+    value_rest<T, Stored, R, (C + 1) / 2>(weights, weight_stride, values, at, count, dim, output, output_stride,
+                                          ahead);
   else
     value_columns<T, Stored, R, 1, true>(weights, weight_stride, values, at, count, static_cast<int>(dim - at),
                                          output + at, output_stride, ahead);
@@ -230,6 +263,20 @@ void value_rows(const T* weights, Index weight_stride, const Stored* const* valu
                                             asking);
 }
 
+/// sums [K] += |v - o|^2 by features, for one pack of them; as add_scores.
+template <class S, Scalar T, class Stored, int K, class Load>
+ATTENTION_BALANCER_INLINE void add_distances(const T* output, const Stored* const* values, const T* scales,
+                                             Index at, S (&sums)[1][K], Load load) noexcept {
+  const S o = simd::load_aligned<S>(output + at);
+  ATTENTION_BALANCER_UNROLL
+  for (int k = 0; k < K; ++k) {
+    S v = load(values[k] + at);
+    if (scales != nullptr) v = v * S(scales[k]);
+    const S d = v - o;
+    sums[0][k] = simd::fma(d, d, sums[0][k]);
+  }
+}
+
 /// distances [count] = |v_j - o|^2 for one row o [Dv], zeros behind; v_j is scales[j] times what is stored if
 /// `scales` is not null. Writes up to table_slack numbers more.
 template <Scalar T, class Stored>
@@ -239,23 +286,16 @@ ATTENTION_BALANCER_NOINLINE void distance_row(const T* output, const Stored* con
   constexpr int n = simd::lanes<T>, K = decode_keys<T, 1>;
   const Index whole = dim / n * n;
   for (Index j = 0; j < count; j += K) {
+    const T* const of_keys = scales == nullptr ? nullptr : scales + j;
     S sums[1][K];
     ATTENTION_BALANCER_UNROLL
     for (int k = 0; k < K; ++k) sums[0][k] = S(T(0));
-    auto step = [&](Index c, auto load) {
-      const S o = simd::load_aligned<S>(output + c);
-      ATTENTION_BALANCER_UNROLL
-      for (int k = 0; k < K; ++k) {
-        S v = load(values[j + k] + c);
-        if (scales != nullptr) v = v * S(scales[j + k]);
-        const S d = v - o;
-        sums[0][k] = simd::fma(d, d, sums[0][k]);
-      }
-    };
-    for (Index c = 0; c < whole; c += n) step(c, [](const Stored* x) { return simd::load_as<S>(x); });
+    for (Index c = 0; c < whole; c += n)
+      add_distances(output, values + j, of_keys, c, sums, [](const Stored* x) { return simd::load_as<S>(x); });
     if (whole < dim)
-      step(whole,
-           [left = static_cast<int>(dim - whole)](const Stored* x) { return simd::load_first_as<S>(x, left); });
+      add_distances(
+          output, values + j, of_keys, whole, sums,
+          [left = static_cast<int>(dim - whole)](const Stored* x) { return simd::load_first_as<S>(x, left); });
     sum_lanes<T, 1, K>(sums, distances + j, 0);
   }
 }

@@ -168,7 +168,8 @@ class SplitWork {
           copy_matrix(to, dim, Index(1), row, stride, view.dim_stride, count, dim);
           row = to, stride = dim;
         }
-      for (Index j = 0; j < count; ++j) table[first - begin + j] = row + j * stride;
+      // Not j * stride: there is no product of packs of 64-bit integers before AVX-512.
+      for (Index j = 0, at = 0; j < count; ++j, at += stride) table[first - begin + j] = row + at;
     });
     for (Index j = end - begin; j < end - begin + table_slack; ++j) table[j] = table[end - begin - 1];
   }

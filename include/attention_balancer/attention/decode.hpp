@@ -35,8 +35,14 @@ class Decoder {
 
   EvidenceShape evidence_shape() const noexcept {
     const Problem& p = call_.problem;
-    return {.batch = p.batch, .heads = p.heads, .queries = p.queries, .keys = p.keys, .with_mass = with_mass_,
-            .statistic = call_.statistic, .same_exposure = !call_.policies.has_masks, .overwritten = true};
+    return {.batch = p.batch,
+            .heads = p.heads,
+            .queries = p.queries,
+            .keys = p.keys,
+            .with_mass = with_mass_,
+            .statistic = call_.statistic,
+            .same_exposure = !call_.policies.has_masks,
+            .overwritten = true};
   }
 
   template <class Run>
@@ -96,7 +102,6 @@ class Decoder {
     // A worker that finishes the last split of a group merges it while the scores are near; but with few groups the
     // others would stand idle meanwhile.
     merge_at_once_ = slots_ == 1 || groups_ >= 4 * slots_;
-    kept_stride_ = with_mass_ && p.queries > 1 ? DecodeSizes<T>::padded(p.keys) : 0;
   }
 
   /// Sets the pointers from `memory` on, aligned to 64 bytes, if it is not null; returns the number of bytes used.
@@ -119,7 +124,10 @@ class Decoder {
     take(records_, held_ * splits_, sizes_.record());
     take(outputs_, held_ * sizes_.rows, sizes_.value_dim);
     take(results_, held_, sizes_.rows);
-    take(kept_, kept_stride_ > 0 ? held_ * sizes_.rows : 0, kept_stride_);
+    const Index rows = held_ * sizes_.rows, keys = DecodeSizes<T>::padded(call_.problem.keys);
+    take(weights_, with_mass_ && call_.problem.queries > 1 ? rows : 0, keys);
+    take(tops_, with_mass_ ? rows : 0, top_stride());
+    take(scores_, leaves_out() ? rows : 0, keys);
     take(left_, Index(1), held_);
     take(dominant_, leaves_out() ? held_ : 0, sizes_.rows);
     return used;
@@ -184,14 +192,24 @@ class Decoder {
   T* output(Index group, Index r) const noexcept { return outputs_ + held(group, r) * sizes_.value_dim; }
   RowResult<T>& result(Index group, Index r) const noexcept { return results_[held(group, r)]; }
 
-  /// Where the scores of a group's rows are kept until the mass is known: of single queries in the place of the
+  /// Where the weights of a group's rows are kept until the mass is known: those of single queries in the place of the
   /// mass.
-  T* kept(Index group) const noexcept {
-    if (!with_mass_) return nullptr;
-    if (kept_stride_ > 0) return kept_ + held(group, 0) * kept_stride_;
-    return EvidenceAccess::mass(*evidence_, row(group, 0).in_evidence);
+  KeptRows<T> kept(Index group) const noexcept {
+    if (!with_mass_) return {};
+    const Index keys = call_.problem.keys, padded = DecodeSizes<T>::padded(keys), first = held(group, 0);
+    KeptRows<T> x{.tops = tops_ + first * top_stride(), .top_stride = top_stride()};
+    if (call_.problem.queries > 1)
+      x.weights = weights_ + first * padded, x.stride = padded;
+    else
+      x.weights = EvidenceAccess::mass(*evidence_, row(group, 0).in_evidence), x.stride = keys;
+    if (leaves_out()) x.scores = scores_ + first * padded, x.score_stride = padded;
+    return x;
   }
-  Index kept_stride() const noexcept { return kept_stride_ > 0 ? kept_stride_ : call_.problem.keys; }
+
+  /// Tops are read in whole packs, from any of them on.
+  Index top_stride() const noexcept {
+    return DecodeSizes<T>::padded((call_.problem.keys + block_keys - 1) / block_keys) + 16;
+  }
 
   /// The keys of a split; none for what is no split.
   std::pair<Index, Index> keys_of(Index group, Index split) const noexcept {
@@ -212,7 +230,7 @@ class Decoder {
     const Problem p = problem_of(group);
     const auto keys = keys_of(group, split);
     SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, split),
-                         kept(group), kept_stride())
+                         kept(group))
         .run(keys.first, keys.second, following);
   }
 
@@ -274,11 +292,12 @@ class Decoder {
     if (!(probability > nearly_all<T>) || !all_finite<T>(output, sizes_.value_dim / simd::lanes<T>)) return {};
 
     const auto keys = keys_of(group, split);
-    const T* const scores = kept(group) + r * kept_stride() + keys.first;
+    const KeptRows<T> kept = this->kept(group);
+    const T* const scores = kept.scores + r * kept.score_stride + keys.first;
     const Index key = keys.first + (std::find(scores, scores + (keys.second - keys.first), top) - scores);
     one.queries = 1, one.heads = one.kv_heads;
     SplitWork<T, Stored> walk(call_, x_, one, group / one.kv_heads, group % one.kv_heads, scratch, scratch.without,
-                              nullptr, 0);
+                              {});
     walk.run_without(key, keys.first, keys.second, scores);
     auto part = [&](Index s) -> const RowSoftmax<T>& {
       return s == split ? *reinterpret_cast<const RowSoftmax<T>*>(scratch.without + sizes_.value_dim)
@@ -314,17 +333,15 @@ class Decoder {
         const T u = call_.weights.template weight<T>(i, call_.problem.queries);
         if (u == T(0)) continue;
         u_of_head += u;
-        const T* scores = kept(group) + r * kept_stride() + begin;
-        const RowResult<T>& result = this->result(group, r);
         if (call_.statistic != evidence::Kind::mass)
-          add_statistic(p, group, r, u, begin, end, scores,
-                        EvidenceAccess::statistic(*evidence_, first.in_evidence), scratch);
+          add_statistic(p, group, r, u, begin, end, EvidenceAccess::statistic(*evidence_, first.in_evidence),
+                        scratch);
         if (!written)
-          for_scores(scores, end - begin, mass + begin,
-                     [&]<class S>(const S& s, Index) { return S(u) * probability(s, result); });
+          for_probabilities(group, r, begin, end, mass, scratch,
+                            [&]<class S>(const S& x, Index) { return S(u) * x; });
         else
-          for_scores(scores, end - begin, mass + begin, [&]<class S>(const S& s, Index j) {
-            return simd::fma(S(u), probability(s, result), simd::load<S>(mass + begin + j));
+          for_probabilities(group, r, begin, end, mass, scratch, [&]<class S>(const S& x, Index j) {
+            return simd::fma(S(u), x, simd::load<S>(mass + j));
           });
         written = true;
         if (call_.policies.has_masks) expose(p, first, i, u, begin, end);
@@ -334,6 +351,19 @@ class Decoder {
         std::fill_n(EvidenceAccess::exposure(*evidence_, first.in_evidence) + begin, end - begin, u_of_head);
       if (split + 1 == splits.count) std::fill(mass + end, mass + call_.problem.keys, T(0));
     }
+  }
+
+  /// into [keys] = f(probability, key) for keys of a split, from a whole block on.
+  template <class F>
+  ATTENTION_BALANCER_INLINE void for_probabilities(Index group, Index r, Index begin, Index end, T* into,
+                                                   const DecodeScratch<T, Stored>& scratch, F f) noexcept {
+    const KeptRows<T> kept = this->kept(group);
+    factors_of(kept.tops + r * kept.top_stride + begin / block_keys, (end - begin + block_keys - 1) / block_keys,
+               result(group, r), scratch.factors);
+    const T* factor = scratch.factors;
+    for (Index from = begin; from < end; from += block_keys, ++factor)
+      for_packs(kept.weights + r * kept.stride + from, std::min(block_keys, end - from), into + from,
+                [&]<class S>(const S& weight, Index j) { return f(scaled_weight(weight, S(*factor)), from + j); });
   }
 
   void expose(const Problem& p, const Row& first, Index query, T u, Index begin, Index end) noexcept {
@@ -352,42 +382,35 @@ class Decoder {
   }
 
   ATTENTION_BALANCER_NOINLINE void add_statistic(const Problem& p, Index group, Index r, T u, Index begin,
-                                                 Index end, const T* scores, T* statistic,
+                                                 Index end, T* into,
                                                  const DecodeScratch<T, Stored>& scratch) noexcept {
-    const RowResult<T>& row = result(group, r);
-    T* const into = statistic + begin;
-    const Index count = end - begin;
     if (call_.statistic == evidence::Kind::squares)
-      return for_scores(scores, count, into, [&]<class S>(const S& s, Index j) {
-        const S x = probability(s, row);
+      return for_probabilities(group, r, begin, end, into, scratch, [&]<class S>(const S& x, Index j) {
         return simd::fma(x * S(u), x, simd::load<S>(into + j));
       });
     if (call_.statistic == evidence::Kind::maximum)
-      return for_scores(scores, count, into, [&]<class S>(const S& s, Index j) {
-        return Larger{}(simd::load<S>(into + j), probability(s, row) * S(u));
+      return for_probabilities(group, r, begin, end, into, scratch, [&]<class S>(const S& x, Index j) {
+        return Larger{}(simd::load<S>(into + j), x * S(u));
       });
     if (call_.statistic == evidence::Kind::squared_odds)
-      return for_scores(scores, count, into, [&]<class S>(const S& s, Index j) {
-        return simd::fma(squared_odds<T>(probability(s, row)), S(u), simd::load<S>(into + j));
+      return for_probabilities(group, r, begin, end, into, scratch, [&]<class S>(const S& x, Index j) {
+        return simd::fma(squared_odds<T>(x), S(u), simd::load<S>(into + j));
       });
     const T* const output = this->output(group, r);
     const Dominant dominant = dominant_[held(group, r)];
     const bool here = dominant.key >= begin && dominant.key < end;
-    const T before = here ? statistic[dominant.key] : T(0);
+    const T before = here ? into[dominant.key] : T(0);
     for (Index from = begin; from < end; from += block_keys) {
       const Index to = std::min(from + block_keys, end);
-      SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, 0), nullptr,
-                           0)
+      SplitWork<T, Stored>(call_, x_, p, group / p.kv_heads, group % p.kv_heads, scratch, record(group, 0), {})
           .distances(from, to, output);
-      T* const change = statistic + from;
-      for_scores(scores + (from - begin), to - from, change, [&]<class S>(const S& s, Index j) {
-        const S x = probability(s, row);
-        const S term = S(u) * squared_odds<T>(x) * simd::load<S>(scratch.spare + j);
+      for_probabilities(group, r, from, to, into, scratch, [&]<class S>(const S& x, Index j) {
+        const S term = S(u) * squared_odds<T>(x) * simd::load<S>(scratch.spare + (j - from));
         // A masked value may be anything: its p of 0 must not meet it.
-        return simd::load<S>(change + j) + simd::select(x == S(T(0)), S(T(0)), term);
+        return simd::load<S>(into + j) + simd::select(x == S(T(0)), S(T(0)), term);
       });
     }
-    if (here) statistic[dominant.key] = simd::fma(u, dominant.change, before);
+    if (here) into[dominant.key] = simd::fma(u, dominant.change, before);
   }
 
   /// What is counted by row.
@@ -409,9 +432,10 @@ class Decoder {
   const DecodeSizes<T> sizes_;
   Index groups_, held_, first_held_ = 0;  // groups, those in memory, the first of these
   bool with_mass_, pack_keys_, pack_values_, merge_at_once_ = true;
-  Index splits_ = 1, slots_ = 1, slot_bytes_ = 0, kept_stride_ = 0;
+  Index splits_ = 1, slots_ = 1, slot_bytes_ = 0;
   std::byte* slot_memory_ = nullptr;
-  T *records_ = nullptr, *outputs_ = nullptr, *kept_ = nullptr;
+  T *records_ = nullptr, *outputs_ = nullptr;
+  T *weights_ = nullptr, *tops_ = nullptr, *scores_ = nullptr;  // as KeptRows
   RowResult<T>* results_ = nullptr;
   std::atomic<Index>* left_ = nullptr;
   Dominant* dominant_ = nullptr;

@@ -129,6 +129,11 @@ template <Scalar T>
 ATTENTION_BALANCER_INLINE T abs(T x) noexcept {
   return std::fabs(x);
 }
+/// |x| with the sign of `sign`.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T copy_sign(T x, T sign) noexcept {
+  return std::copysign(x, sign);
+}
 template <Scalar T>
 ATTENTION_BALANCER_INLINE T exp(T x) noexcept {
   return std::exp(x);

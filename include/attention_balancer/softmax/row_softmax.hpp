@@ -36,8 +36,9 @@ ATTENTION_BALANCER_INLINE T top_of(const T* scores, Index count) noexcept {
 }
 
 /// `count` scores, whole packs, become weights 2^((score - top) * log2(e)) in place and are added to the state.
-/// Returns the factor that brings what was added up with earlier weights down to the new top.
-template <Scalar T>
+/// Returns the factor that brings what was added up with earlier weights down to the new top. `Marked`: the weight of a
+/// score of -inf is -0, for scaled_weight.
+template <bool Marked, Scalar T>
 ATTENTION_BALANCER_NOINLINE T weigh_row(T* scores, Index count, RowSoftmax<T>& state) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
@@ -54,8 +55,10 @@ ATTENTION_BALANCER_NOINLINE T weigh_row(T* scores, Index count, RowSoftmax<T>& s
   const S low(offset), log2_e = S(T(simd::log2_e));
   S sum(T(0)), dot(T(0));
   for (Index j = 0; j < count; j += n) {
-    const S y = simd::clamp_exponent((simd::load_aligned<S>(scores + j) - low) * log2_e);
-    const S weight = simd::exp2_clamped(y);
+    const S score = simd::load_aligned<S>(scores + j);
+    const S y = simd::clamp_exponent((score - low) * log2_e);
+    S weight = simd::exp2_clamped(y);
+    if constexpr (Marked) weight = simd::select(score == S(-infinity<T>), S(T(-0.0)), weight);
     simd::store_aligned(scores + j, weight);
     sum = sum + weight;
     dot = simd::fma(weight, y, dot);
@@ -111,22 +114,41 @@ RowResult<T> merge_row(Index parts, Part part, T sink_logit, T* factors) noexcep
   return result;
 }
 
-/// Calls f(S scores, Index j) for packs of `count` scores and, one by one, for the rest, and stores what it
+/// Calls f(S number, Index j) for packs of `count` numbers and, one by one, for the rest, and stores what it
 /// returns.
 template <Scalar T, class F>
-ATTENTION_BALANCER_INLINE void for_scores(const T* scores, Index count, T* into, F f) noexcept {
+ATTENTION_BALANCER_INLINE void for_packs(const T* from, Index count, T* into, F f) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
   Index j = 0;
-  for (; j + n <= count; j += n) simd::store(into + j, f(simd::load<S>(scores + j), j));
-  for (; j < count; ++j) into[j] = f(scores[j], j);
+  for (; j + n <= count; j += n) simd::store(into + j, f(simd::load<S>(from + j), j));
+  for (; j < count; ++j) into[j] = f(from[j], j);
 }
 
-/// The probability of scores; of masked ones 0, whatever the row is.
-template <class S, Scalar T>
-ATTENTION_BALANCER_INLINE S probability(const S& score, const RowResult<T>& row) noexcept {
-  const S weight = simd::exp2_clamped(simd::clamp_exponent((score - S(row.base)) * S(T(simd::log2_e))));
-  return simd::select(score == S(-infinity<T>), S(T(0)), weight * S(row.inverse));
+/// The probability of a score.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T probability(T score, const RowResult<T>& row) noexcept {
+  return simd::exp2_clamped(exponent_of(score, row.base)) * row.inverse;
+}
+
+/// factors [tops] = what brings weights that were measured from a top to probabilities; whole packs.
+template <Scalar T>
+ATTENTION_BALANCER_NOINLINE void factors_of(const T* tops, Index count, const RowResult<T>& row,
+                                            T* factors) noexcept {
+  using S = simd::Pack<T>;
+  const S base(row.base), inverse(row.inverse), log2_e = S(T(simd::log2_e));
+  for (Index i = 0; i < count; i += simd::lanes<T>)
+    simd::store_aligned(
+        factors + i, simd::exp2_clamped(simd::clamp_exponent((simd::load<S>(tops + i) - base) * log2_e)) * inverse);
+}
+
+/// Probabilities of marked weights, which are 1 at most; of masked keys 0, whatever the row is: one that is not a number
+/// touches all others.
+template <class S>
+ATTENTION_BALANCER_INLINE S scaled_weight(const S& weight, const S& factor) noexcept {
+  using T = simd::scalar_of<S>;
+  // Not < 0: what is not a number may have the sign of -0.
+  return simd::select(simd::copy_sign(S(T(2)), weight) < weight, S(T(0)), weight * factor);
 }
 
 ATTENTION_BALANCER_END_ISA

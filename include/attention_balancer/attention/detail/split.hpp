@@ -19,10 +19,11 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// How the keys of a sequence are cut, by their own number only: results depend neither on who computes the splits
 /// nor on other sequences.
 struct Splits {
+  static constexpr Index longest = 4096;
   Index length, count;
 
   explicit Splits(Index keys) noexcept
-      : length((std::clamp(keys / 16, Index(512), Index(4096)) + block_keys - 1) / block_keys * block_keys),
+      : length((std::clamp(keys / 16, Index(512), longest) + block_keys - 1) / block_keys * block_keys),
         count(std::max(Index(1), (keys + length - 1) / length)) {}
 };
 
@@ -51,7 +52,7 @@ struct DecodeScratch {
   const Stored** values;                // [block_keys]
   Stored *packed_keys, *packed_values;  // [block_keys, D], only for strided features
   unsigned char* coverage;              // [rows]: what the masks leave of a block, by row
-  T* factors;                           // [splits]
+  T* factors;                           // [splits] or [blocks of a split]
   T* without;                           // the record of one row without a key
 
   /// As Scratch::carve. `size` sees the number of bytes of each array, for the check of overflow.
@@ -69,18 +70,28 @@ struct DecodeScratch {
     take(packed_keys, pack_keys ? block_keys : 0, p.dim);
     take(packed_values, pack_values ? block_keys : 0, p.value_dim);
     take(coverage, Index(1), sizes.rows);
-    take(factors, Index(1), splits);
+    take(factors, Index(1), std::max(splits, DecodeSizes<T>::padded(Splits::longest / block_keys)));
     take(without, Index(1), sizes.value_dim + DecodeSizes<T>::padded(3));
   }
+};
+
+/// What is kept of the rows of a group until their softmax is known, so that no exponential is computed again: the
+/// weights of each block of keys as they were used, and the top that they are measured from.
+template <Scalar T>
+struct KeptRows {
+  T* weights = nullptr;  // [rows, Nk]; null: nothing is kept
+  T* tops = nullptr;     // [rows, blocks of keys]
+  T* scores = nullptr;   // [rows, Nk], for leave-one-out alone: a weight of 0 says nothing of what is left without
+  Index stride = 0, score_stride = 0, top_stride = 0;
 };
 
 /// One split of one group.
 template <Scalar T, class Stored>
 class SplitWork {
  public:
-  /// `record` is written; `kept` [rows, Nk at kept_stride] receives the scores, or is null.
+  /// `record` is written, and what `kept` names.
   SplitWork(const Call<T>& call, const KvView<Stored>& x, const Problem& problem, Index batch, Index kv_head,
-            const DecodeScratch<T, Stored>& scratch, T* record, T* kept, Index kept_stride) noexcept
+            const DecodeScratch<T, Stored>& scratch, T* record, const KeptRows<T>& kept) noexcept
       : call_(call),
         x_(x),
         p_(problem),
@@ -91,8 +102,7 @@ class SplitWork {
         s_(scratch),
         output_(record),
         states_(reinterpret_cast<RowSoftmax<T>*>(record + sizes_.rows * sizes_.value_dim)),
-        kept_(kept),
-        kept_stride_(kept_stride) {}
+        kept_(kept) {}
 
   /// The keys that will be walked next; a guess, nothing depends on it.
   struct Following {
@@ -124,6 +134,7 @@ class SplitWork {
         locate(x_, x_.values, batch_, kv_head_, from, to, s_.values, s_.packed_values);
         if (x_.value_scales.data != nullptr) load_scales(x_.value_scales, from, to, s_.value_scales);
         weigh(count);
+        if (x_.value_scales.data != nullptr) scale_weights(count);
         guard ? add_guarded(count) : add(count, s_.values);
       }
       const T* const all = output_;
@@ -210,8 +221,7 @@ class SplitWork {
     for (Index from = begin; from < end; from += block_keys) {
       const Index to = std::min(from + block_keys, end), count = to - from;
       if (!cover(from, to)) {
-        if (kept_ != nullptr)
-          for (Index r = 0; r < sizes_.rows; ++r) std::fill_n(kept_ + r * kept_stride_ + from, count, -infinity<T>);
+        keep_nothing(from, count);
         continue;
       }
       if (located != from) locate(x_, x_.keys, batch_, kv_head_, from, to, s_.keys[half], s_.packed_keys);
@@ -239,15 +249,17 @@ class SplitWork {
           next = s_.keys[half];
         }
       }
-      if (kept_ != nullptr && to < end) {
+      if (kept_.weights != nullptr && to < end) {
         constexpr Index line = 64 / static_cast<Index>(sizeof(T));
         for (Index r = 0; r < sizes_.rows; ++r)
           for (Index j = to; j < std::min(to + block_keys, end); j += line)
-            simd::prefetch_to_write(kept_ + r * kept_stride_ + j);
+            simd::prefetch_to_write(kept_.weights + r * kept_.stride + j);
       }
       score(keys, from, to, values);
       if (guard) std::copy_n(s_.strip, sizes_.rows * DecodeSizes<T>::strip, s_.spare);
       weigh(count);
+      if (kept_.weights != nullptr) keep(from, count);
+      if (x_.value_scales.data != nullptr) scale_weights(count);
       if (p_.value_dim > 0) guard ? add_guarded(count) : add(count, next);
     }
   }
@@ -276,7 +288,7 @@ class SplitWork {
               partial);
         std::fill(row + count, row + stride, -infinity<T>);
       }
-      if (kept_ != nullptr) std::copy_n(row, count, kept_ + r * kept_stride_ + from);
+      if (kept_.scores != nullptr) std::copy_n(row, count, kept_.scores + r * kept_.score_stride + from);
     }
   }
 
@@ -292,12 +304,35 @@ class SplitWork {
     const Index whole = (count + n - 1) / n * n;
     for (Index r = 0; r < sizes_.rows; ++r) {
       T* row = s_.strip + r * DecodeSizes<T>::strip;
-      const T shrink = weigh_row(row, whole, states_[r]);
+      const T shrink = kept_.weights != nullptr ? weigh_row<true>(row, whole, states_[r])
+                                                : weigh_row<false>(row, whole, states_[r]);
       if (shrink != T(1)) {
         T* output = output_ + r * sizes_.value_dim;
         for (Index c = 0; c < sizes_.value_dim; ++c) output[c] *= shrink;
       }
-      if (x_.value_scales.data != nullptr) multiply_rows<T, 1>(row, s_.value_scales, whole / n);
+    }
+  }
+
+  void scale_weights(Index count) noexcept {
+    for (Index r = 0; r < sizes_.rows; ++r)
+      multiply_rows<T, 1>(s_.strip + r * DecodeSizes<T>::strip, s_.value_scales, (count + n - 1) / n);
+  }
+
+  void keep(Index from, Index count) noexcept {
+    for (Index r = 0; r < sizes_.rows; ++r) {
+      std::copy_n(s_.strip + r * DecodeSizes<T>::strip, count, kept_.weights + r * kept_.stride + from);
+      kept_.tops[r * kept_.top_stride + from / block_keys] = states_[r].top;
+    }
+  }
+
+  /// Of a block that no row sees.
+  void keep_nothing(Index from, Index count) noexcept {
+    for (Index r = 0; r < sizes_.rows; ++r) {
+      if (kept_.weights != nullptr) {
+        std::fill_n(kept_.weights + r * kept_.stride + from, count, T(-0.0));
+        kept_.tops[r * kept_.top_stride + from / block_keys] = -infinity<T>;
+      }
+      if (kept_.scores != nullptr) std::fill_n(kept_.scores + r * kept_.score_stride + from, count, -infinity<T>);
     }
   }
 
@@ -327,8 +362,7 @@ class SplitWork {
   const DecodeScratch<T, Stored>& s_;
   T* const output_;
   RowSoftmax<T>* const states_;
-  T* const kept_;
-  const Index kept_stride_;
+  const KeptRows<T> kept_;
   Following following_{};
 };
 

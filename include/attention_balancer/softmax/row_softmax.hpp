@@ -142,8 +142,8 @@ ATTENTION_BALANCER_NOINLINE void factors_of(const T* tops, Index count, const Ro
         factors + i, simd::exp2_clamped(simd::clamp_exponent((simd::load<S>(tops + i) - base) * log2_e)) * inverse);
 }
 
-/// Probabilities of marked weights, which are 1 at most; of masked keys 0, whatever the row is: one that is not a number
-/// touches all others.
+/// Probabilities of marked weights, which are 1 at most; of masked keys 0, whatever the row is: one that is not a
+/// number touches all others.
 template <class S>
 ATTENTION_BALANCER_INLINE S scaled_weight(const S& weight, const S& factor) noexcept {
   using T = simd::scalar_of<S>;

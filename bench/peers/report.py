@@ -8,6 +8,9 @@ import os
 OURS, MASS, EXPLICIT = "ours", "ours with mass", "PyTorch softmax and column sum"
 SUMMARY = {"forward": (64, 256, 1024, 4096, 16384), "causal": (256, 1024, 4096, 16384),
            "backward": (256, 1024, 4096), "decode": (1024, 4096, 32768, 131072)}
+README = (("forward", 64, (64, 1024, 4096, 16384)), ("forward", 128, (1024, 4096)), ("causal", 64, (4096,)),
+          ("causal", 128, (4096,)), ("backward", 64, (1024,)), ("backward", 128, (4096,)), ("decode", 128, (4096, 131072)))
+MARKS = ("<!-- peers: made by bench/peers/report.py --readme -->\n\n", "\n<!-- peers -->")
 TITLES = {"forward": "Forward", "causal": "Causal", "backward": "Backward", "decode": "Decode"}
 
 
@@ -72,6 +75,31 @@ def summary(cases):
                      ratio(case[EXPLICIT]["seconds"], case[MASS]["seconds"]) if MASS in case and EXPLICIT in case else ""])
     return table(["", "N", "D", "threads", "this library", "of the peak, or of reads", "best other", "faster by", "with mass, time",
                   "PyTorch with mass, time of ours"], rows)
+
+
+def readme_table(cases):
+    """The same for one thread, where the run has the case."""
+    rows = []
+    for family, dim, lengths in README:
+        for keys in lengths:
+            case = cases.get((family, 1, dim, keys), {})
+            if OURS not in case or not best(case):
+                continue
+            ours, peer = case[OURS], best(case)
+            unit, of = ("GB/s", " of plain reads") if decode(ours) else ("GFLOP/s", "")
+            rows.append([family + (", 32/8 heads" if decode(ours) else ""), str(keys), str(dim), f"{speed(ours):.0f} {unit}",
+                         f"{100 * limit(ours):.0f} %{of}", f"{peer['who']}, {speed(peer):.0f}",
+                         ratio(peer["seconds"], ours["seconds"])])
+    return table(["", "N", "D", "this library", "of the peak", "best other", "faster by"], rows)
+
+
+def write_readme(path, cases):
+    with open(path) as file:
+        text = file.read()
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    with open(path, "w") as file:
+        file.write(before + MARKS[0] + readme_table(cases) + MARKS[1] + after)
 
 
 def full(cases, family, threads):
@@ -206,8 +234,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("csv")
     parser.add_argument("--out", required=True, help="the folder that the tables and plots go to")
+    parser.add_argument("--readme", help="a page whose table between the marks is made anew")
     options = parser.parse_args()
     cases = read(options.csv)
+    if options.readme:
+        write_readme(options.readme, cases)
     with open(os.path.join(options.out, "peers.md"), "w") as file:
         file.write(markdown(cases, machine()))
     plots(cases, options.out)

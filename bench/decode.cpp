@@ -1,10 +1,10 @@
 // How fast is decoding against plain reads of the same memory, for every storage of the cache, and what does the
 // mass add?
 //
-// One query, grouped heads. `GB/s` counts each stored key and value once; `of_reads` is the share of the bandwidth
+// Nq queries, grouped heads. `GB/s` counts each stored key and value once; `of_reads` is the share of the bandwidth
 // of plain loads over the same bytes by as many threads, in turn with it. `x_float` is the speed in tokens relative
 // to a cache of floats of the same shape (in turn), `x_mass` the time with the mass relative to that without.
-// `limit` is the model: "reads", or "fma" where 4 G D multiply-adds per key take longer than its bytes, and
+// `limit` is the model: "reads", or "fma" where 4 G Nq D multiply-adds per key take longer than its bytes, and
 // `of_limit` the share of it. `of_both` is the share of the two one after the other, as if nothing overlapped: what is
 // read while it is worked on makes it more than 1. The label says in what pages the keys and values lie.
 #include <benchmark/benchmark.h>
@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "support/bandwidth.hpp"
+#include "support/fma_peak.hpp"
 #include "support/pages.hpp"
 #include "support/paired.hpp"
 
@@ -23,7 +24,7 @@ namespace ab = attention_balancer;
 using ab::Index;
 
 struct Shape {
-  Index heads, kv_heads, keys, dim;
+  Index heads, kv_heads, queries, keys, dim;
 };
 
 /// A cache full of numbers that repeat every 1021 tokens: as good as random ones, and quickly made.
@@ -72,19 +73,19 @@ void check(const ab::KvView<Stored>& x, const std::vector<float>& q, const std::
 
 template <class Stored>
 void decode(benchmark::State& state) {
-  const Shape s{state.range(0), state.range(1), state.range(2), state.range(3)};
-  const int threads = static_cast<int>(state.range(4));
+  const Shape s{state.range(0), state.range(1), state.range(2), state.range(3), state.range(4)};
+  const int threads = static_cast<int>(state.range(5));
+  const bool huge = state.range(6) != 0;
   const auto cache = filled<Stored>(s);
   const std::size_t bytes = static_cast<std::size_t>(s.kv_heads * s.keys * s.dim) * sizeof(Stored);
   auto x = cache.view();
-  const bench::Pages keys(x.keys.data, bytes, state.range(5) != 0),
-      values(x.values.data, bytes, state.range(5) != 0);
+  const bench::Pages keys(x.keys.data, bytes, huge), values(x.values.data, bytes, huge);
   x.keys.data = reinterpret_cast<const Stored*>(keys.data());
   x.values.data = reinterpret_cast<const Stored*>(values.data());
-  const auto q = bench::normal_numbers<float>(s.heads * s.dim, 7);
+  const auto q = bench::normal_numbers<float>(s.heads * s.queries * s.dim, 7);
   std::vector<float> out(q.size());
-  const auto vq = ab::bhsd(q.data(), 1, s.heads, 1, s.dim);
-  const auto vout = ab::bhsd(out.data(), 1, s.heads, 1, s.dim);
+  const auto vq = ab::bhsd(q.data(), 1, s.heads, s.queries, s.dim);
+  const auto vout = ab::bhsd(out.data(), 1, s.heads, s.queries, s.dim);
   ab::Workspace workspace, other;
   ab::Evidence<float> evidence;
 #if defined(_OPENMP)
@@ -115,7 +116,7 @@ void decode(benchmark::State& state) {
     check(x, q, out, s);
     double total = 0;
     for (const float mass : evidence.mass(0, 0)) total += static_cast<double>(mass);
-    if (!(std::abs(total - 1) < 1e-4)) throw std::runtime_error("the masses add up to " + std::to_string(total));
+    if (!(std::abs(total / static_cast<double>(s.queries) - 1) < 1e-4)) throw std::runtime_error("the masses add up to " + std::to_string(total));
   } catch (const std::exception& error) {
     return state.SkipWithError(error.what());
   }
@@ -124,8 +125,8 @@ void decode(benchmark::State& state) {
   const auto float_cache = compared ? filled<float>(s) : ab::KvCache<float>(1, 1, 1, 1);
   auto floats = float_cache.view();
   const std::size_t float_bytes = compared ? bytes / sizeof(Stored) * sizeof(float) : 0;
-  const bench::Pages float_keys(floats.keys.data, float_bytes, state.range(5) != 0),
-      float_values(floats.values.data, float_bytes, state.range(5) != 0);
+  const bench::Pages float_keys(floats.keys.data, float_bytes, huge),
+      float_values(floats.values.data, float_bytes, huge);
   floats.keys.data = reinterpret_cast<const float*>(float_keys.data());
   floats.values.data = reinterpret_cast<const float*>(float_values.data());
   std::vector<double> of_reads, of_plain, of_observed, of_floats;
@@ -137,7 +138,7 @@ void decode(benchmark::State& state) {
     state.SetIterationTime(of_plain.back());
   }
   const double time = bench::median(of_plain), read = bench::median(of_reads);
-  const double flops = 4.0 * static_cast<double>(s.heads * s.keys * s.dim),
+  const double flops = 4.0 * static_cast<double>(s.heads * s.queries * s.keys * s.dim),
                fma = flops / (threads * bench::fma_peak<float>());
   state.counters["GB/s"] = 2.0 * static_cast<double>(bytes) / time / 1e9;
   state.counters["of_reads"] = read / time;
@@ -149,7 +150,7 @@ void decode(benchmark::State& state) {
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"Hq", "Hkv", "N", "D", "threads", "huge"})->UseManualTime()->Unit(benchmark::kMillisecond);
+  b->ArgNames({"Hq", "Hkv", "Nq", "N", "D", "threads", "huge"})->UseManualTime()->Unit(benchmark::kMillisecond);
 #if defined(_OPENMP)
   const int all = omp_get_num_procs();
 #else
@@ -157,9 +158,10 @@ void shapes(benchmark::internal::Benchmark* b) {
 #endif
   for (const int threads : {1, all}) {
     for (const int huge : {0, 1}) {
-      for (const int keys : {512, 1024, 8192, 32768, 131072}) b->Args({32, 8, keys, 128, threads, huge});
-      for (const int keys : {8192, 131072}) b->Args({9, 3, keys, 64, threads, huge});
-      b->Args({8, 8, 8192, 128, threads, huge});
+      for (const int keys : {512, 1024, 8192, 32768, 131072}) b->Args({32, 8, 1, keys, 128, threads, huge});
+      for (const int keys : {8192, 131072}) b->Args({9, 3, 1, keys, 64, threads, huge});
+      b->Args({8, 8, 1, 8192, 128, threads, huge});
+      for (const int queries : {2, 4, 8}) b->Args({32, 8, queries, 8192, 128, threads, huge});
     }
     if (all == 1) break;
   }

@@ -116,7 +116,8 @@ void decode(benchmark::State& state) {
     check(x, q, out, s);
     double total = 0;
     for (const float mass : evidence.mass(0, 0)) total += static_cast<double>(mass);
-    if (!(std::abs(total / static_cast<double>(s.queries) - 1) < 1e-4)) throw std::runtime_error("the masses add up to " + std::to_string(total));
+    if (!(std::abs(total / static_cast<double>(s.queries) - 1) < 1e-4))
+      throw std::runtime_error("the masses add up to " + std::to_string(total));
   } catch (const std::exception& error) {
     return state.SkipWithError(error.what());
   }

@@ -200,3 +200,18 @@ TEMPLATE_TEST_CASE("an observation window judges the keys before it", "[saliency
   CHECK_THROWS_AS(saliency::observation_window(evidence, {.gamma = not_a_number}), ab::InputError);
   CHECK_THROWS_AS(saliency::observation_window(ab::Evidence<TestType>{}, {}), ab::InputError);
 }
+
+TEMPLATE_TEST_CASE("of a batch of unequal lengths each item adds its own keys", "[saliency]", float, double) {
+  ab::Evidence<TestType> evidence;
+  EvidenceAccess::reshape(evidence, {2, 1, 1, 5, true, Kind::mass});
+  for (Index j = 0; j < 3; ++j)
+    EvidenceAccess::mass(evidence, 1)[j] = TestType(j + 1), EvidenceAccess::exposure(evidence, 1)[j] = TestType(1);
+  saliency::Accumulated<TestType> state(1);
+  state.add(evidence, 1, 3);
+  CHECK(state.slots() == 3);
+  CHECK(state.sum() == std::vector<TestType>{1, 2, 3});
+  CHECK_THROWS_AS(state.add(evidence, 1, 6), ab::ShapeError);
+  CHECK_THROWS_AS(state.add(evidence, 1, 2), ab::ShapeError);
+  state.add(evidence, 1, 4);
+  CHECK(state.sum() == std::vector<TestType>{2, 4, 6, 0});
+}

@@ -50,16 +50,22 @@ class Accumulated {
 
   /// Adds what item `batch` of a call was observed to do. Throws ShapeError if the heads differ or the call had
   /// fewer keys than there are slots (compact first), and otherwise as mass does; then nothing changes.
-  void add(const Evidence<T>& evidence, Index batch = 0) {
+  void add(const Evidence<T>& evidence, Index batch = 0) { add(evidence, batch, evidence.keys()); }
+
+  /// The same where the item has `keys` keys only, fewer than others of its batch: cache.length(batch).
+  void add(const Evidence<T>& evidence, Index batch, Index keys) {
     detail::check_evidence(evidence, batch);
     if (evidence.heads() != heads_)
       detail::fail<ShapeError>("evidence heads", evidence.heads(),
                                "be " + std::to_string(heads_) + " as in Accumulated");
-    if (evidence.keys() < slots())
+    if (keys > evidence.keys())
+      detail::fail<ShapeError>("number of keys of the item", keys,
+                               "be at most the evidence's, " + std::to_string(evidence.keys()));
+    if (keys < slots())
       detail::fail<ShapeError>(
-          "evidence keys", evidence.keys(),
+          "evidence keys", keys,
           "be at least the slots, " + std::to_string(slots()) + ": compact when keys are evicted");
-    const auto n = static_cast<std::size_t>(evidence.keys());
+    const auto n = static_cast<std::size_t>(keys);
     for (auto& row : values_) detail::reserve_growing(row, n);
     for (auto& row : values_) row.resize(n, 0.0);
     for (Index h = 0; h < heads_; ++h) {

@@ -373,6 +373,13 @@ TEST_CASE("keys and channel scales at their limits are stored within the stated 
   }
   CHECK(std::isnan(cache.view().key_scales(0, 0, 1, 0)));
 
+  // The largest number does not round up into infinity.
+  ab::KvCache<std::int8_t> large(1, 1, 1, 1);
+  const float largest[] = {std::numeric_limits<float>::max()};
+  large.append(ab::bhsd(largest, 1, 1, 1, 1), ab::bhsd(largest, 1, 1, 1, 1));
+  CHECK(std::isfinite(127 * large.view().value_scales(0, 0, 0, 0)));
+  CHECK(large.view().values(0, 0, 0, 0) == 127);
+
   // A key of next to nothing is within the least scale of 0.
   ab::KvCache<std::int8_t> small(1, 1, 1, 2, 1);
   small.set_channel_scales(std::vector<float>{0x1p64f, 0x1p64f});

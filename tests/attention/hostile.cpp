@@ -281,3 +281,38 @@ TEMPLATE_TEST_CASE("rows that see nothing", "[attention]", float, double) {
     CHECK(line.evidence.empty_rows(0, 0) == 0);
   }
 }
+
+TEMPLATE_TEST_CASE("logits further apart than the largest number leave entropy and gradients numbers", "[attention]",
+                   float, double) {
+  using T = TestType;
+  const T far = std::numeric_limits<T>::max() * T(0.6);
+  const std::vector<T> sink{-far};
+  for (const Index queries : {1, 16}) {
+    INFO(queries << " queries");
+    // One key of many stands above all others, which lie in other splits and blocks.
+    Line<T> line;
+    line.q.assign(static_cast<std::size_t>(queries), T(1));
+    line.k.assign(1024, -far), line.v.assign(1024, T(1));
+    line.k[700] = far, line.v[700] = T(3);
+    line.attend(ab::score::Softcap{T(0)});
+    CHECK(line.out[0] == 3);
+    CHECK(line.evidence.entropy(0, 0)[0] == 0);
+
+    line.k.assign(4, far), line.v = {T(1), T(2), T(3), T(4)};
+    line.attend(ab::score::Softcap{T(0)}, ab::normalize::Sink(sink));
+    CHECK(line.out[0] == Approx(2.5));
+    CHECK(line.evidence.entropy(0, 0)[0] == Approx(std::log(4.0)));
+    CHECK(line.evidence.sink_mass(0, 0) == 0);
+
+    auto row = [](std::vector<T>& x) { return ab::bhsd(x.data(), 1, 1, static_cast<Index>(x.size()), 1); };
+    std::vector<T> dout(line.q.size(), T(1)), dq(line.q.size()), dk(4), dv(4), of_entropy(line.q.size(), T(1));
+    ab::attention_backward(row(line.q), row(line.k), row(line.v), row(line.out), line.evidence, row(dout), row(dq),
+                           row(dk), row(dv), ab::score::Scale{T(1)}, ab::score::Softcap{T(0)},
+                           ab::normalize::Sink(sink), ab::evidence::EntropyGradient(of_entropy));
+    // A log-sum-exp of such logits has lost the log of the number of keys, and with it every p is 1.
+    for (std::size_t j = 0; j < 4; ++j) {
+      CHECK(dv[j] == Approx(static_cast<double>(queries)));
+      CHECK(dk[j] == Approx(static_cast<double>(queries) * (static_cast<double>(j) - 1.5)));
+    }
+  }
+}

@@ -61,6 +61,7 @@ void store_row(const T* from, Index stride, Index dim, Stored* to, [[maybe_unuse
     // The least scale keeps the inverse finite.
     *scale = finite ? std::max(most / 127, 4 * std::numeric_limits<float>::min())
                     : std::numeric_limits<float>::quiet_NaN();
+    if (127 * *scale > std::numeric_limits<float>::max()) *scale = std::nextafter(*scale, 0.0f);
     if (most == 0) *scale = finite ? 0.0f : *scale;
     const float inverse = finite && most > 0 ? 1 / *scale : 0;
     for (Index c = 0; c < dim; ++c)

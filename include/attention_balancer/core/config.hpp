@@ -1,8 +1,9 @@
 #pragma once
 // Compiler and ISA configuration. Every macro of the library starts with ATTENTION_BALANCER_.
 
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__)
-#error "attention_balancer needs NaN, infinity and the order of operations: compile without -ffast-math or parts of it"
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    defined(__ASSOCIATIVE_MATH__) || defined(__NO_SIGNED_ZEROS__)
+#error "attention_balancer needs NaN, infinity, -0 and the order of operations: compile without parts of -ffast-math"
 #endif
 
 // Everything whose machine code depends on -march lives in an inline namespace named after the ISA, so that two

@@ -147,8 +147,8 @@ void normalize_block(const OnlineState<T>& state, T sink_logit, bool evidence, N
     const S log_total = simd::log(total);
     simd::store_aligned(result.lse + v * n, log_total + base);
     // H = lse - sum p s - p_sink s_sink, with every score measured from the highest: no cancellation of large numbers.
-    const S from_top = simd::select(top == none, zero, below),
-            from_sink = simd::select(sink == none, zero, base - sink);
+    const S from_top = simd::select((top == none) | (shrink == zero), zero, below),
+            from_sink = simd::select(sink_weight == zero, zero, base - sink);
     S entropy = simd::select(total == zero, zero, log_total);
     entropy = entropy + sum * factor * from_top + sink_probability * from_sink - S(T(simd::ln_2)) * dot * factor;
     simd::store_aligned(result.entropy + v * n, simd::max(zero, entropy));

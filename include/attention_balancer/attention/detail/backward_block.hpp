@@ -237,7 +237,8 @@ class BackwardBlock {
   };
   SinkWeight sink_weight(T logit, Index i) const noexcept {
     const T log_p = logit - rows_.lse[i];
-    return {std::exp(log_p), -rows_.entropy[i] * log_p};
+    const T p = std::exp(log_p);
+    return {p, p == T(0) ? T(0) : -rows_.entropy[i] * log_p};
   }
 
   /// Completes D, with what a sink has of the entropy.

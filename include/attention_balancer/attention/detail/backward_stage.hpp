@@ -207,7 +207,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
       const S difference = score - offset;
       slope = p = simd::select(
           lane.hidden, zero, simd::exp2_clamped(simd::clamp_exponent(difference * S(x.exponent_per_score))));
-      log_p = difference * S(x.logit_per_score);
+      log_p = simd::select(p == zero, zero, difference * S(x.logit_per_score));  // which may be infinite
     }
     S gradient = zero;
     if (!Extras || x.gradients != nullptr)

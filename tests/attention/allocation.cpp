@@ -63,6 +63,15 @@ struct InTurn {
   }
 };
 
+/// Allocations of the second of two calls.
+template <class F, class... Arguments>
+long made_by_second(const F& call, const Arguments&... arguments) {
+  call(arguments...);
+  const long before = allocations;
+  call(arguments...);
+  return allocations - before;
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][workspace]", float, double) {
@@ -86,20 +95,14 @@ TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][
       ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), workspace, executor...);
       ab::attention_evidence(in.q.view(), in.k.view(), ab::observe(evidence), workspace, executor...);
     };
-    auto count_second = [&](const auto&... executor) {
-      call(executor...);
-      const long before = allocations;
-      call(executor...);
-      return allocations - before;
-    };
     INFO(s.text());
-    CHECK(count_second() == 0);
-    CHECK(count_second(ab::executor::Sequential{}) == 0);
+    CHECK(made_by_second(call) == 0);
+    CHECK(made_by_second(call, ab::executor::Sequential{}) == 0);
 #if defined(_OPENMP)
-    for (const Index threads : {1, 2, 5}) CHECK(count_second(ab::executor::OpenMp{threads}) == 0);
+    for (const Index threads : {1, 2, 5}) CHECK(made_by_second(call, ab::executor::OpenMp{threads}) == 0);
 #endif
 #if defined(ATTENTION_BALANCER_HAS_TBB)
-    for (const Index threads : {1, 2, 5}) CHECK(count_second(ab::executor::Tbb{threads}) == 0);
+    for (const Index threads : {1, 2, 5}) CHECK(made_by_second(call, ab::executor::Tbb{threads}) == 0);
 #endif
   }
 }
@@ -131,11 +134,7 @@ TEMPLATE_TEST_CASE("many queries to caches of different lengths allocate nothing
                   ab::observe(of_paged, ab::QueryWeights::all(), ab::evidence::squares));
   };
   for (const Index pieces : {1, 3, 40}) {
-    call(InTurn{pieces});
-    const long before = allocations;
-    call(InTurn{pieces});
-    const long made = allocations - before;
-    CHECK(made == 0);
+    CHECK(made_by_second(call, InTurn{pieces}) == 0);
     CHECK(support::same_bits(evidence, of_paged));
   }
 }
@@ -191,13 +190,7 @@ TEST_CASE("backward and packed calls allocate nothing from the second call on", 
     ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), of_each, dout.view(), dq.view(),
                            dk.view(), dv.view(), sequences, workspace, executor);
   };
-  for (const Index pieces : {1, 3, 40}) {
-    call(InTurn{pieces});
-    const long before = allocations;
-    call(InTurn{pieces});
-    const long made = allocations - before;
-    CHECK(made == 0);
-  }
+  for (const Index pieces : {1, 3, 40}) CHECK(made_by_second(call, InTurn{pieces}) == 0);
 }
 
 TEST_CASE("what is not a number does not allocate either", "[attention][workspace]") {

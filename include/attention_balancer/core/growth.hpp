@@ -1,5 +1,6 @@
 #pragma once
-// Memory that grows with a sequence, a token at a time.
+// Memory that grows with a sequence, a token at a time: by halves, so that it is allocated, and moved, a logarithmic
+// number of times.
 
 #include <algorithm>
 #include <cstddef>
@@ -7,11 +8,13 @@
 
 namespace attention_balancer::detail {
 
-/// Room for `size` elements, and where that is more than there was, for half as many again: what grows by one at a
-/// time then allocates, and moves, a logarithmic number of times. The size stays. Throws std::bad_alloc.
+/// What to make room for where `size` is more than the room that there was.
+constexpr std::size_t grown(std::size_t size, std::size_t room) noexcept { return std::max(size, room + room / 2); }
+
+/// Room for `size` elements, and more if there was not enough. The size stays. Throws std::bad_alloc.
 template <class X>
 void reserve_growing(std::vector<X>& x, std::size_t size) {
-  if (size > x.capacity()) x.reserve(std::max(size, x.capacity() + x.capacity() / 2));
+  if (size > x.capacity()) x.reserve(grown(size, x.capacity()));
 }
 
 }  // namespace attention_balancer::detail

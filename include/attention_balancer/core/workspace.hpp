@@ -1,10 +1,10 @@
 #pragma once
-#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <new>
 #include <utility>
 
+#include "attention_balancer/core/growth.hpp"
 #include "attention_balancer/core/types.hpp"
 
 namespace attention_balancer {
@@ -30,8 +30,7 @@ class Workspace {
   /// Memory for `bytes` bytes, aligned to a cache line; its content is not kept. Throws std::bad_alloc.
   std::byte* reserve(std::size_t bytes) {
     if (bytes > capacity_) {
-      // Keys that come one at a time would otherwise have each call allocate.
-      const std::size_t wanted = std::max(bytes, capacity_ + capacity_ / 2);
+      const std::size_t wanted = detail::grown(bytes, capacity_);
       memory_.reset();  // free first: both at once would double the peak
       capacity_ = 0;
       memory_.reset(static_cast<std::byte*>(::operator new(wanted, alignment)));

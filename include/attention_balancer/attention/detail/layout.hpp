@@ -150,28 +150,14 @@ void add_to_all(T* x, Index count, T y) noexcept {
   for (; i < count; ++i) x[i] += y;
 }
 
-/// Whether all of x [packs] is finite.
-template <Scalar T>
-bool all_finite(const T* x, Index packs) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  // 0 * x is not a number exactly where x is infinite or not a number. Four chains: one would wait for each
-  // product.
-  S trace[4] = {S(T(0)), S(T(0)), S(T(0)), S(T(0))};
-  Index i = 0;
-  for (; i + 4 <= packs; i += 4) ATTENTION_BALANCER_UNROLL
-  for (int t = 0; t < 4; ++t) trace[t] = simd::fma(simd::load_aligned<S>(x + (i + t) * n), S(T(0)), trace[t]);
-  for (; i < packs; ++i) trace[0] = simd::fma(simd::load_aligned<S>(x + i * n), S(T(0)), trace[0]);
-  // Not by x != x: of not a number, xsimd 8.1 calls that false on AVX.
-  return simd::reduce_add((trace[0] + trace[1]) + (trace[2] + trace[3])) == T(0);
-}
-
 /// Whether `rows` rows of `dim` features are finite.
 template <Scalar T>
 ATTENTION_BALANCER_NOINLINE bool rows_finite(const T* x, Index row_stride, Index feature_stride, Index rows,
                                              Index dim) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
+  // 0 * x is not a number exactly where x is infinite or not a number. Four chains: one would wait for each
+  // product.
   S trace[4] = {S(T(0)), S(T(0)), S(T(0)), S(T(0))};
   T rest(0);
   for (Index r = 0; r < rows; ++r) {
@@ -184,7 +170,14 @@ ATTENTION_BALANCER_NOINLINE bool rows_finite(const T* x, Index row_stride, Index
     }
     for (; c < dim; ++c) rest += T(0) * row[c * feature_stride];
   }
+  // Not by x != x: of not a number, xsimd 8.1 calls that false on AVX.
   return rest == T(0) && simd::reduce_add((trace[0] + trace[1]) + (trace[2] + trace[3])) == T(0);
+}
+
+/// Whether all of x [packs] is finite.
+template <Scalar T>
+bool all_finite(const T* x, Index packs) noexcept {
+  return rows_finite(x, Index(0), Index(1), Index(1), packs * simd::lanes<T>);
 }
 
 ATTENTION_BALANCER_END_ISA

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "attention_balancer/balance.hpp"
 #include "property/property.hpp"
 

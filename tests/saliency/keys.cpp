@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention_balancer/allocate/per_head.hpp"
+#include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "attention_balancer/saliency/expected.hpp"
 #include "support/catch.hpp"
 

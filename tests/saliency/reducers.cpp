@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "support/catch.hpp"
 
 namespace ab = attention_balancer;

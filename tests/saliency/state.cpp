@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "attention_balancer/saliency/accumulated.hpp"
 #include "attention_balancer/saliency/rollout.hpp"
 #include "attention_balancer/saliency/smoothing.hpp"

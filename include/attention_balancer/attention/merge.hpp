@@ -6,7 +6,7 @@
 #include <span>
 #include <string>
 
-#include "attention_balancer/attention/evidence.hpp"
+#include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "attention_balancer/tensor/shape.hpp"
 #include "attention_balancer/tensor/tensor_view.hpp"
 

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "attention_balancer/attention/evidence.hpp"
+#include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "attention_balancer/execute/token_budget.hpp"
 
 namespace attention_balancer {

@@ -283,22 +283,10 @@ class BackwardBlock {
 
   /// Scores of a block of keys before the policies, bit by bit those of the forward pass.
   void score(const Rows<T>& k, Index keys) noexcept {
-    if (decoded_) return score_decoded(k, keys);
+    if (decoded_)  // the gradients come after the scores
+      return score_decoded<T, V>(s_.query_rows, key_stride(), count_, k.data, k.stride, keys, p_.dim, s_.gradients,
+                                 s_.scores);
     score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
-  }
-
-  /// Decoding adds up a score in another order, with features as lanes: by rows of queries, which are turned.
-  ATTENTION_BALANCER_NOINLINE void score_decoded(const Rows<T>& k, Index keys) noexcept {
-    const T* table[block_keys + table_slack];
-    for (Index j = 0; j < keys + table_slack; ++j) table[j] = k.data + std::min(j, keys - 1) * k.stride;
-    T* const rows = s_.gradients;  // [count, keys and slack]; gradients come after the scores
-    const Index stride = keys + table_slack;
-    for_row_tiles(count_, [&]<int R>(std::integral_constant<int, R>, Index r) {
-      score_rows<T, T, R>(s_.query_rows + r * key_stride(), key_stride(), table, keys, p_.dim, rows + r * stride,
-                          stride, table);
-    });
-    if (count_ < width) std::fill_n(s_.scores, keys * width, T(0));
-    copy_matrix(s_.scores, width, Index(1), static_cast<const T*>(rows), Index(1), stride, keys, count_);
   }
 
   void pass(const KeyRange& range, const T* weights) noexcept {

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <cstddef>
 
+#include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "attention_balancer/attention/detail/stage.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
-#include "attention_balancer/attention/evidence.hpp"
 #include "attention_balancer/softmax/normalizers.hpp"
 
 namespace attention_balancer::detail {

@@ -10,6 +10,8 @@
 #include <bit>
 #include <type_traits>
 
+#include "attention_balancer/attention/detail/call.hpp"
+#include "attention_balancer/attention/detail/layout.hpp"
 #include "attention_balancer/attention/detail/statistic.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
 #include "attention_balancer/simd/convert.hpp"
@@ -178,6 +180,22 @@ ATTENTION_BALANCER_NOINLINE void score_rows(const T* queries, Index query_stride
           [left = static_cast<int>(dim - whole)](const Stored* at) { return simd::load_first_as<S>(at, left); });
     sum_lanes<T, R, K>(sums, scores + j, score_stride);
   }
+}
+
+/// scores [keys, V packs] of `count` queries as decoding adds them up, which is in another order than score_keys: by
+/// rows of queries, then turned. `rows`: memory for [count, keys + table_slack]. At most block_keys keys.
+template <Scalar T, int V>
+ATTENTION_BALANCER_NOINLINE void score_decoded(const T* queries, Index query_stride, Index count, const T* K,
+                                               Index key_stride, Index keys, Index dim, T* rows, T* scores) noexcept {
+  constexpr Index width = V * simd::lanes<T>;
+  const T* table[block_keys + table_slack];
+  for (Index j = 0; j < keys + table_slack; ++j) table[j] = K + std::min(j, keys - 1) * key_stride;
+  const Index stride = keys + table_slack;
+  for_row_tiles(count, [&]<int R>(std::integral_constant<int, R>, Index r) {
+    score_rows<T, T, R>(queries + r * query_stride, query_stride, table, keys, dim, rows + r * stride, stride, table);
+  });
+  if (count < width) std::fill_n(scores, keys * width, T(0));
+  copy_matrix(scores, width, Index(1), static_cast<const T*>(rows), Index(1), stride, keys, count);
 }
 
 /// Packs of features of a value tile of R rows: with the accumulators, the weights and the values fit the

@@ -100,6 +100,15 @@ std::vector<int> conversation(const Options& options, const example::BytePairs& 
   return ids;
 }
 
+example::CacheBudget budget_of(const Options& options, CacheRule rule, Index tokens) {
+  example::CacheBudget budget;
+  budget.rule = rule;
+  budget.tokens = tokens;
+  budget.latest = options.latest;
+  budget.decay = options.decay;
+  return budget;
+}
+
 int likeliest(const example::Matrix& logits) {
   Index best = 0;
   logits.row(0).maxCoeff(&best);
@@ -110,16 +119,11 @@ template <class Stored>
 void answer(const Options& options, const example::Llama& model, const example::BytePairs& pieces) {
   const auto ids = conversation(options, pieces);
   const auto prompt = static_cast<Index>(ids.size());
-  example::CacheBudget budget;
-  budget.rule = options.budget > 0 ? CacheRule::by_head : CacheRule::all;
-  budget.tokens = options.budget;
-  budget.decay = options.decay;
-  budget.latest = options.latest;
-  example::CacheKeeper keeper(budget, model.shape, 1);
+  const auto rule = options.budget > 0 ? CacheRule::by_head : CacheRule::all;
+  example::CacheKeeper keeper(budget_of(options, rule, options.budget), model.shape, 1);
   example::LlamaDecoder<Stored> decoder(model, 1, std::max(prompt, keeper.capacity(prompt + options.tokens)),
                                         options.threads);
-  typename example::LlamaDecoder<Stored>::AfterAttention observe;
-  if (keeper.observes()) observe = [&](Index layer, const auto& evidence) { keeper.observe(layer, evidence); };
+  const example::AfterAttention observe = keeper.observer();
 
   const example::Stopwatch reading;
   int next = likeliest(decoder.read(ids, observe));
@@ -171,11 +175,8 @@ void measure(const Options& options, const example::Llama& model, const example:
     std::printf("%g of the tokens\n", part);
     for (const auto rule :
          {CacheRule::latest, CacheRule::random, CacheRule::attention, CacheRule::by_head, CacheRule::balanced}) {
-      example::CacheBudget budget;
-      budget.rule = rule;
-      budget.tokens = std::lround(part * static_cast<double>(options.length));
-      budget.decay = options.decay;
-      budget.latest = options.latest;
+      const auto budget =
+          budget_of(options, rule, std::lround(part * static_cast<double>(options.length)));
       const auto run = example::measure_perplexity<float>(model, windows, budget, options.threads);
       print_row(std::string("  ") + to_string(rule), run, whole);
       if (rule != CacheRule::balanced) continue;

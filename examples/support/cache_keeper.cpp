@@ -54,8 +54,12 @@ CacheKeeper::Index CacheKeeper::capacity(Index tokens) const {
   return std::min(tokens, static_cast<Index>(std::ceil(most * static_cast<float>(budget_.tokens))));
 }
 
+AfterAttention CacheKeeper::observer() {
+  if (!observes()) return {};
+  return [this](Index layer, const Evidence& evidence) { observe(layer, evidence); };
+}
+
 void CacheKeeper::observe(Index layer, const Evidence& evidence) {
-  if (!observes()) return;
   const Index lists = static_cast<Index>(seen_.size()) / (shape_.layers * batch_);
   for (Index b = 0; b < batch_; ++b)
     for (Index list = 0; list < lists; ++list)
@@ -69,8 +73,7 @@ void CacheKeeper::balance() {
   tokens_ = balancer_.units(shape_.layers * budget_.tokens, {.hysteresis = 0.01});
 }
 
-std::vector<float> CacheKeeper::scores_of(Index tokens, const Accumulated* seen) {
-  if (seen != nullptr) return seen->sum();
+std::vector<float> CacheKeeper::blind_scores(Index tokens) {
   std::vector<float> scores(static_cast<std::size_t>(tokens));
   std::uniform_real_distribution<float> uniform;
   if (budget_.rule == CacheRule::random)
@@ -85,14 +88,11 @@ void CacheKeeper::evict(ab::KvCache<Stored>& cache, Index layer, Index sequence,
                           ? others
                           : static_cast<Index>(std::lround(budget_.latest * static_cast<double>(others)));
   const auto pins = ab::allocate::sinks_and_recent(tokens, budget_.first, latest);
+  if (!observes())
+    return ab::execute::evict(cache, sequence, ab::execute::token_budget(blind_scores(tokens), keep, pins));
   if (!keeps_by_head(budget_.rule)) {
-    if (!observes()) {
-      ab::execute::evict(cache, sequence, ab::execute::token_budget(scores_of(tokens, nullptr), keep, pins));
-    } else {
-      auto& seen = seen_[static_cast<std::size_t>(layer * batch_ + sequence)];
-      ab::execute::evict(cache, sequence, ab::execute::token_budget(scores_of(tokens, &seen), keep, pins), seen);
-    }
-    return;
+    auto& seen = seen_[static_cast<std::size_t>(layer * batch_ + sequence)];
+    return ab::execute::evict(cache, sequence, ab::execute::token_budget(seen.sum(), keep, pins), seen);
   }
   std::vector<Index> kept;
   double lost = 0;

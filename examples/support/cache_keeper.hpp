@@ -44,11 +44,8 @@ class CacheKeeper {
   /// Slots that a cache of `tokens` tokens needs.
   Index capacity(Index tokens) const;
 
-  /// Whether the rule needs to see the attention.
-  bool observes() const noexcept { return budget_.rule >= CacheRule::attention; }
-
-  /// Takes in what the attention of a layer was observed to do.
-  void observe(Index layer, const Evidence& evidence);
+  /// What takes in the attention of each layer; none if the rule needs not see it. It must not outlive the keeper.
+  AfterAttention observer();
 
   /// Makes room for the next token in every cache that is full. All sequences have read the same number of tokens.
   template <attention_balancer::CacheStorage Stored>
@@ -60,10 +57,12 @@ class CacheKeeper {
  private:
   using Accumulated = attention_balancer::saliency::Accumulated<float>;
 
+  bool observes() const noexcept { return budget_.rule >= CacheRule::attention; }
+  void observe(Index layer, const Evidence& evidence);
   void balance();
   template <attention_balancer::CacheStorage Stored>
   void evict(attention_balancer::KvCache<Stored>& cache, Index layer, Index sequence, Index keep);
-  std::vector<float> scores_of(Index tokens, const Accumulated* seen);
+  std::vector<float> blind_scores(Index tokens);
 
   CacheBudget budget_;
   LlamaShape shape_;

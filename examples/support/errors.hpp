@@ -1,5 +1,8 @@
 #pragma once
+#include <cstdint>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 namespace example {
 
@@ -12,5 +15,12 @@ struct FileError : std::runtime_error {
 struct TrainingError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// "[2, 3]", for the messages of what reads tensors.
+inline std::string shape_text(const std::vector<std::uint64_t>& shape) {
+  std::string text = "[";
+  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
 
 }  // namespace example

@@ -36,12 +36,6 @@ std::uint64_t number_bytes(std::uint32_t kind) noexcept {
   }
 }
 
-std::string shape_text(const std::vector<std::uint64_t>& shape) {
-  std::string text = "[";
-  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
-
 // Bytes of a tensor in whole blocks; `largest` if they cannot be counted or its rows are no whole blocks.
 std::uint64_t data_bytes(BlockType type, const std::vector<std::uint64_t>& shape) noexcept {
   const auto block = block_size(type);

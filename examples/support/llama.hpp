@@ -56,17 +56,16 @@ class Rotary {
   Matrix cosine_, sine_;  // [rows, dim / 2]
 };
 
+/// Called after the attention of each layer with what it observed.
+using AfterAttention =
+    std::function<void(Eigen::Index layer, const attention_balancer::Evidence<float>& evidence)>;
+
 /// Several sequences in the course of being read or written, with their keys and values in one KvCache a layer, stored
-/// as Stored. Every
-/// layer has seen the same tokens, but may have kept others.
+/// as Stored. Every layer has seen the same tokens, but may have kept others.
 template <attention_balancer::CacheStorage Stored>
 class LlamaDecoder {
  public:
   using Cache = attention_balancer::KvCache<Stored>;
-  using Evidence = attention_balancer::Evidence<float>;
-
-  /// Called after the attention of each layer with what it observed.
-  using AfterAttention = std::function<void(Eigen::Index layer, const Evidence& evidence)>;
 
   /// Room for `capacity` tokens of `batch` sequences. `threads` 0 is all of them, where there is OpenMP.
   LlamaDecoder(const Llama& model, Eigen::Index batch, Eigen::Index capacity, int threads = 0);
@@ -95,7 +94,7 @@ class LlamaDecoder {
 
   // Scratch that lives from call to call.
   attention_balancer::Workspace workspace_;
-  Evidence evidence_;
+  attention_balancer::Evidence<float> evidence_;
   Rotary rotary_;
   Matrix states_, normal_, qkv_, context_, gate_up_, active_, residual_, logits_;
 };

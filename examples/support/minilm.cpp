@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "executor.hpp"
 #include "safetensors.hpp"
 
 namespace example {
@@ -99,7 +100,7 @@ Work MiniLm::layer_work(ab_index n) noexcept {
 }
 
 MiniLm::Encoding MiniLm::encode(std::span<const int> ids, const AfterLayer& after_layer,
-                                std::span<const float> query_weights, [[maybe_unused]] int threads) {
+                                std::span<const float> query_weights, int threads) {
   const auto length = static_cast<ab_index>(ids.size());
   if (length < 1 || length > longest)
     throw std::invalid_argument("number of token ids is " + std::to_string(length) + ", but must be in [1, " +
@@ -112,12 +113,8 @@ MiniLm::Encoding MiniLm::encode(std::span<const int> ids, const AfterLayer& afte
     throw std::invalid_argument("number of query weights is " + std::to_string(query_weights.size()) +
                                 ", but must be at least the number of tokens, " + std::to_string(length));
 
-#if defined(_OPENMP)
-  const ab::executor::OpenMp executor{threads};
-  Eigen::setNbThreads(threads);
-#else
-  const ab::executor::Sequential executor;
-#endif
+  const Executor executor = executor_of(threads);
+  Eigen::setNbThreads(threads);  // without OpenMP it has one
   Encoding result;
   Tokens tokens;
   tokens.states.resize(length, width);

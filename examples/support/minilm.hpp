@@ -14,7 +14,6 @@
 namespace example {
 
 using ab_index = attention_balancer::Index;
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 /// Floating point operations, a multiplication and an addition counting two.
 struct Work {

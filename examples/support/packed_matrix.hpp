@@ -8,28 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "attention_balancer/executor/openmp.hpp"
-#include "attention_balancer/executor/sequential.hpp"
 #include "eigen.hpp"
+#include "executor.hpp"
 
 namespace example {
-
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
-#if defined(_OPENMP)
-using Executor = attention_balancer::executor::OpenMp;
-#else
-using Executor = attention_balancer::executor::Sequential;
-#endif
-
-/// `threads` 0 is all of them, where there is OpenMP.
-inline Executor executor_of([[maybe_unused]] int threads) {
-#if defined(_OPENMP)
-  return {threads};
-#else
-  return {};
-#endif
-}
 
 /// How weights are stored; the numbers are those of GGUF. A block of Q4_1 is f16 d, f16 m and 16 bytes: 32 weights
 /// d q + m, the low nibbles first. One of Q8_0 is f16 d and 32 int8: d q.

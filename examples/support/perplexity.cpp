@@ -32,9 +32,7 @@ PerplexityRun measure_perplexity(const Llama& model, const Windows& windows, con
                                  int threads) {
   CacheKeeper keeper(budget, model.shape, windows.count);
   LlamaDecoder<Stored> decoder(model, windows.count, keeper.capacity(windows.length), threads);
-  typename LlamaDecoder<Stored>::AfterAttention observe;
-  if (keeper.observes())
-    observe = [&](Eigen::Index layer, const auto& evidence) { keeper.observe(layer, evidence); };
+  const AfterAttention observe = keeper.observer();
 
   PerplexityRun run;
   run.losses.assign(static_cast<std::size_t>(windows.count), 0);

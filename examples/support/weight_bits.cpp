@@ -33,7 +33,7 @@ const char* to_string(BitRule rule) {
 
 namespace {
 
-ab::TensorView<const float> view(const BitCase::Matrix& m) {
+ab::TensorView<const float> view(const Matrix& m) {
   return ab::execute::rows(m.data(), m.rows(), m.cols());
 }
 
@@ -107,7 +107,7 @@ std::vector<Index> allot_bits(const BitCase& layer, BitRule rule, double average
 }
 
 double output_error(const BitCase& layer, std::span<const Index> bits, ab::execute::Levels levels) {
-  BitCase::Matrix restored(layer.weight.rows(), layer.weight.cols());
+  Matrix restored(layer.weight.rows(), layer.weight.cols());
   ab::execute::bit_budget(view(layer.weight), bits, {.levels = levels})
       .restore(ab::execute::rows(restored.data(), restored.rows(), restored.cols()));
   restored -= layer.weight;
@@ -126,7 +126,7 @@ std::vector<BitCase> encoder_bit_cases(const std::filesystem::path& model, const
                     std::to_string(window) + ": some to calibrate on and others to measure on");
 
   // [layer]: inputs of layer + 1, to calibrate and to measure.
-  std::vector<BitCase::Matrix> calibration(MiniLm::layers), measured(MiniLm::layers);
+  std::vector<Matrix> calibration(MiniLm::layers), measured(MiniLm::layers);
   MiniLm encoder(model);
   for (std::size_t begin = 0, turn = 0; begin < ids.size(); begin += window, ++turn) {
     auto& into = turn % 2 == 0 ? calibration : measured;
@@ -151,7 +151,7 @@ std::vector<BitCase> encoder_bit_cases(const std::filesystem::path& model, const
           "encoder.layer." + std::to_string(layer) + ".attention.self." + name + ".weight", {side, side});
       BitCase one;
       one.name = "layer " + std::to_string(layer) + " " + name;
-      one.weight = Eigen::Map<const BitCase::Matrix>(values.data(), width, width).transpose();
+      one.weight = Eigen::Map<const Matrix>(values.data(), width, width).transpose();
       for (Eigen::Index i = 0; i < width; ++i)
         one.energy.push_back(seen.col(i).cast<double>().squaredNorm() / static_cast<double>(seen.rows()));
       one.inputs = measured[static_cast<std::size_t>(layer - 1)];

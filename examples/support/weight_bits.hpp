@@ -13,8 +13,6 @@ namespace example {
 
 /// One dense layer with its real inputs.
 struct BitCase {
-  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
   std::string name;
   Matrix weight;               // [in, out], a row per input feature: y = x * weight
   std::vector<double> energy;  // [in] mean square of each input feature over the calibration text

@@ -150,8 +150,7 @@ TEST_CASE("cache keeper: every rule stays within its budget and keeps the first 
     budget.first = 2;
     example::CacheKeeper keeper(budget, model.shape, 2);
     LlamaDecoder<float> decoder(model, 2, keeper.capacity(60));
-    LlamaDecoder<float>::AfterAttention observe;
-    if (keeper.observes()) observe = [&](Index layer, const auto& evidence) { keeper.observe(layer, evidence); };
+    const example::AfterAttention observe = keeper.observer();
     for (int i = 0; i < 60; ++i) {
       const std::vector<int> ids{i % 20, i * 7 % 20};
       decoder.read(ids, observe);

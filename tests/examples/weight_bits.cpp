@@ -19,8 +19,8 @@ example::BitCase small_case() {
   std::normal_distribution<float> normal;
   example::BitCase one;
   one.name = "made up";
-  one.weight = example::BitCase::Matrix::NullaryExpr(12, 40, [&] { return normal(random); });
-  one.inputs = example::BitCase::Matrix::NullaryExpr(50, 12, [&] { return normal(random); });
+  one.weight = example::Matrix::NullaryExpr(12, 40, [&] { return normal(random); });
+  one.inputs = example::Matrix::NullaryExpr(50, 12, [&] { return normal(random); });
   for (Eigen::Index i = 0; i < 12; ++i) {
     const float size = static_cast<float>(std::pow(10, 0.2 * static_cast<double>(i)));
     one.inputs.col(i) *= size;

@@ -6,6 +6,7 @@ layout that the library wants before any time is taken, and outputs are allocate
 """
 import ctypes
 import os
+import weakref
 
 import numpy as np
 
@@ -14,11 +15,20 @@ class Unsupported(Exception):
     """The library cannot do this case, or is not installed."""
 
 
+class Shape(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_int64) for n in ("batch", "heads", "kv_heads", "queries", "keys", "dim")]
+
+    @classmethod
+    def of(cls, case):
+        return cls(case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.dim)
+
+
+def address(x):
+    return ctypes.c_void_p(None if x is None else x.ctypes.data)
+
+
 class Ours:
     """attention_balancer, from bench/peers/ours.cpp."""
-
-    class Shape(ctypes.Structure):
-        _fields_ = [(n, ctypes.c_int64) for n in ("batch", "heads", "kv_heads", "queries", "keys", "dim")]
 
     def __init__(self, path):
         self.lib = ctypes.CDLL(os.path.abspath(path))
@@ -36,30 +46,35 @@ class Ours:
 
     def contender(self, case, q, k, v, threads, observed):
         out = np.empty(q.shape, np.float32)
-        shape = self.Shape(case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.dim)
-        arguments = [ctypes.byref(shape), *(ctypes.c_void_p(x.ctypes.data) for x in (q, k, v, out)),
-                     ctypes.c_int(case.causal), ctypes.c_int(observed), ctypes.c_int(threads)]
-        function = self.lib.peers_attention
+        run = self.calling(self.lib.peers_attention, case, (q, k, v, out), case.causal, observed, threads)
+        return run, lambda: out
 
-        def run(_alive=(q, k, v, out)):  # as long as their addresses are used
+    def cached(self, case, q, k, v, threads, storage):
+        """Keys and values stored as f16, or int8 with a scale for each token and head."""
+        out, scales = np.empty(q.shape, np.float32), (None, None)
+        if storage == "f16":
+            k, v = k.astype(np.float16), v.astype(np.float16)
+        else:
+            scales = [abs(x).max(-1, keepdims=True) / 127 for x in (k, v)]
+            k, v = (np.rint(x / scale).astype(np.int8) for x, scale in zip((k, v), scales))
+        run = self.calling(self.lib.peers_cached_attention, case, (q, k, v, *scales, out), threads)
+        return run, lambda: out
+
+    def calling(self, function, case, arrays, *numbers):
+        arguments = [ctypes.byref(Shape.of(case)), *map(address, arrays), *map(ctypes.c_int, numbers)]
+
+        def run(_alive=arrays):  # as long as their addresses are used
             if function(*arguments):
                 raise RuntimeError(self.lib.peers_error().decode())
 
-        return run, lambda: out
+        return run
 
     def backward(self, case, q, k, v, dout, threads):
         """The gradients, from an output that is there already."""
         out, gradients = np.empty(q.shape, np.float32), [np.empty(x.shape, np.float32) for x in (q, k, v)]
-        shape = self.Shape(case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.dim)
         arrays = (q, k, v, out, dout, *gradients)
-        arguments = [ctypes.byref(shape), *(ctypes.c_void_p(x.ctypes.data) for x in arrays)]
-
-        def call(function, *numbers):
-            if function(*arguments, *map(ctypes.c_int, numbers)):
-                raise RuntimeError(self.lib.peers_error().decode())
-
-        call(self.lib.peers_prepare_backward)
-        return lambda _alive=arrays: call(self.lib.peers_backward, threads), lambda: gradients
+        self.calling(self.lib.peers_prepare_backward, case, arrays)()
+        return self.calling(self.lib.peers_backward, case, arrays, threads), lambda: gradients
 
     def mass(self, case):
         mass = np.empty((case.batch, case.heads, case.keys), np.float32)
@@ -240,9 +255,70 @@ class PyTorch:
         return run, lambda: last[0][0].numpy()
 
 
-def installed(threads, compiled):
+class Ggml:
+    """ggml's CPU backend, from bench/peers/ggml. Keys, values and the mask, by which alone it knows what is causal, are
+    converted before any time is taken."""
+
+    TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+
+    def __init__(self, path):
+        self.lib = ctypes.CDLL(os.path.abspath(path))
+        self.lib.ggml_peer_make.restype = ctypes.c_void_p
+
+    def stored(self, x, storage):
+        if storage != "q8_0":
+            return x.astype({"f32": np.float32, "f16": np.float16}[storage], copy=False)
+        blocks = np.empty((*x.shape[:-1], x.shape[-1] // 32 * 34), np.int8)
+        self.lib.ggml_peer_quantize(address(x), address(blocks), ctypes.c_int64(x.size // x.shape[-1]),
+                                    ctypes.c_int64(x.shape[-1]))
+        return blocks
+
+    def contender(self, case, q, k, v, threads, storage, scores, out):
+        mask = None
+        if case.causal and case.queries > 1:
+            mask = np.triu(np.full((case.queries, case.keys), -np.inf, np.float16), case.keys - case.queries + 1)
+        arrays = (q, k, v, mask, scores, out)
+        graph = self.lib.ggml_peer_make(ctypes.byref(Shape.of(case)), ctypes.c_int(self.TYPES[storage]),
+                                        *map(address, arrays), ctypes.c_int(threads))
+        if not graph:
+            raise Unsupported("it could not make the graph")
+        graph = ctypes.c_void_p(graph)
+
+        def run(_alive=arrays):
+            if self.lib.ggml_peer_run(graph):
+                raise RuntimeError("ggml_graph_compute failed")
+
+        weakref.finalize(run, self.lib.ggml_peer_free, graph)
+        return run
+
+    def fused(self, case, q, k, v, threads, storage="f32"):
+        out = np.empty((case.batch, case.queries, case.heads, case.dim), np.float32)
+        k, v = self.stored(k, storage), self.stored(v, storage)
+        return self.contender(case, q, k, v, threads, storage, None, out), lambda: out.transpose(0, 2, 1, 3)
+
+    def fused_f16(self, case, q, k, v, threads):
+        return self.fused(case, q, k, v, threads, "f16")
+
+    def fused_q8_0(self, case, q, k, v, threads):
+        if case.queries > 1:  # which it computes query by query
+            raise Unsupported
+        return self.fused(case, q, k, v, threads, "q8_0")
+
+    def composed(self, case, q, k, v, threads, storage="f32"):
+        out, v = np.empty(q.shape, np.float32), np.ascontiguousarray(v.transpose(0, 1, 3, 2))
+        k, v = self.stored(k, storage), self.stored(v, storage)
+        scores = np.empty((case.batch, case.heads, case.queries, case.keys), np.float32)
+        return self.contender(case, q, k, v, threads, storage, scores, out), lambda: out
+
+    def composed_f16(self, case, q, k, v, threads):
+        if case.queries > 1:
+            raise Unsupported
+        return self.composed(case, q, k, v, threads, "f16")
+
+
+def installed(threads, compiled, ggml):
     """(name, contender function) of all that can be imported, the same for their gradients, and a list of what cannot;
-    without what would first have to be compiled for most of a minute unless `compiled`."""
+    without what would first have to be compiled for most of a minute unless `compiled`. ggml is a path, or None."""
     found, backwards, missing = [], [], []
 
     def add(name, make, functions, gradients=()):
@@ -257,6 +333,10 @@ def installed(threads, compiled):
     add("ONNX Runtime", OnnxRuntime, [("MultiHeadAttention", "multi_head_attention"),
                                       ("GroupQueryAttention", "group_query_attention"), ("Attention", "attention")])
     add("OpenVINO", OpenVino, [("SDPA", "attention")])
+    if ggml:
+        add("ggml", lambda: Ggml(ggml), [("flash_attn_ext", "fused"), ("flash_attn_ext f16", "fused_f16"),
+                                         ("flash_attn_ext q8_0", "fused_q8_0"), ("mul_mat and soft_max", "composed"),
+                                         ("mul_mat and soft_max f16", "composed_f16")])
     add("PyTorch", lambda: PyTorch(threads), [("SDPA", "sdpa"), ("softmax and column sum", "explicit"),
                                               *([("flash decode", "flash_decode")] if compiled else [])],
         [("SDPA backward", "sdpa_backward")])

@@ -35,6 +35,23 @@ void attend(const Shape& s, const float* q, const float* k, const float* v, floa
     ab::attention(queries, keys, values, output, workspace, ab::executor::OpenMp{threads}, policies...);
 }
 
+template <class Stored>
+void attend_cached(const Shape& s, const float* q, const void* k, const void* v, const float* key_scales,
+                   const float* value_scales, float* out, int threads) {
+  auto rows = [&](auto* x, ab::Index dim) { return ab::bhsd(x, s.batch, s.kv_heads, s.keys, dim); };
+  ab::KvView<Stored> cache{rows(static_cast<const Stored*>(k), s.dim), rows(static_cast<const Stored*>(v), s.dim)};
+  if (key_scales) {
+    cache.key_scales = rows(key_scales, 1);
+    cache.value_scales = rows(value_scales, 1);
+  }
+  const auto queries = ab::bhsd(q, s.batch, s.heads, s.queries, s.dim);
+  const auto output = ab::bhsd(out, s.batch, s.heads, s.queries, s.dim);
+  if (threads == 1)
+    ab::attention(queries, cache, output, workspace);
+  else
+    ab::attention(queries, cache, output, workspace, ab::executor::OpenMp{threads});
+}
+
 }  // namespace
 
 extern "C" {
@@ -58,6 +75,22 @@ int peers_attention(const Shape* shape, const float* q, const float* k, const fl
       attend(*shape, q, k, v, out, threads, ab::observe(evidence));
     else
       attend(*shape, q, k, v, out, threads);
+    return 0;
+  } catch (const std::exception& e) {
+    error = e.what();
+    return 1;
+  }
+}
+
+/// out = attention(q, k, v) of keys and values stored as f16, or as int8 where scales [batch, kv_heads, keys] are
+/// given. 0, or 1 with peers_error() set.
+int peers_cached_attention(const Shape* shape, const float* q, const void* k, const void* v,
+                           const float* key_scales, const float* value_scales, float* out, int threads) {
+  try {
+    if (key_scales)
+      attend_cached<std::int8_t>(*shape, q, k, v, key_scales, value_scales, out, threads);
+    else
+      attend_cached<ab::f16>(*shape, q, k, v, nullptr, nullptr, out, threads);
     return 0;
   } catch (const std::exception& e) {
     error = e.what();

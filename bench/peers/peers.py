@@ -2,8 +2,8 @@
 """This library and others, on the same inputs, in turn: writes a CSV of what each needs. run.sh calls it.
 
 One process per number of threads, pinned to as many processors. For each case every library computes once, and must
-give what this one gives; then all take turns for several rounds, and the medians count. The peak of multiply-adds and
-the bandwidth of plain reads are measured in the same rounds.
+give what this one gives, but for what f16 and 8 bits round; then all take turns for several rounds, and the medians
+count. The peak of multiply-adds and the bandwidth of plain reads are measured in the same rounds.
 """
 import argparse
 import csv
@@ -17,6 +17,10 @@ import time
 
 COLUMNS = ["family", "threads", "batch", "heads", "kv_heads", "queries", "keys", "dim", "causal", "who", "seconds",
            "least_seconds", "rounds", "flops", "bytes", "peak_flops", "read_bytes_per_second", "difference", "isa"]
+
+# What the name of a contender that keeps keys and values otherwise than as float ends with: bytes for 32 numbers (ours:
+# of 128 that share a scale), and the difference that the rounding may make.
+STORAGES = {"f16": (64, 4e-3), "int8": (33, 1e-2), "q8_0": (34, 1e-2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +46,12 @@ class Case:
             pairs = self.queries * (self.queries + 1) // 2 + self.queries * (self.keys - self.queries)
         return (10 if self.backward else 4) * self.batch * self.heads * pairs * self.dim
 
-    @property
-    def bytes(self):
+    def bytes(self, who):
         """Of queries, keys, values and output, and backward of their gradients, each once."""
         tensors = 4 if self.backward else 2
-        return 4 * self.batch * self.dim * tensors * (self.heads * self.queries + self.kv_heads * self.keys)
+        stored, _ = STORAGES.get(who.split()[-1], (128, None))
+        keys = self.kv_heads * self.keys * stored // 32
+        return self.batch * self.dim * tensors * (4 * self.heads * self.queries + keys)
 
     @property
     def backward(self):
@@ -91,7 +96,8 @@ class Runner:
         import libraries
         self.numpy, self.libraries, self.options, self.threads = numpy, libraries, options, threads
         self.ours = libraries.Ours(options.ours)
-        self.others, self.backwards, missing = libraries.installed(threads, compiled=not options.quick)
+        self.others, self.backwards, missing = libraries.installed(
+            threads, compiled=not options.quick, ggml=options.ggml)
         self.out_of_the_race = set()
         for text in missing:
             print(f"left out: {text}", file=sys.stderr)
@@ -157,6 +163,14 @@ class Runner:
             if not (worst < 1e-5 and abs(mass.sum(-1) / case.queries - 1).max() < 1e-4):
                 raise RuntimeError(f"{case.name}: this library's evidence or output with it is wrong")
             found.append(("ours with mass", run, worst, seconds))
+        if case.family == "decode":
+            for storage in ("f16", "int8"):
+                run, result = self.ours.cached(case, q, k, v, self.threads, storage)
+                seconds = seconds_of(run)
+                worst = abs(result() - expected).max()
+                if not worst < STORAGES[storage][1]:
+                    raise RuntimeError(f"{case.name}: this library is wrong from {storage} by {worst}")
+                found.append((f"ours {storage}", run, worst, seconds))
         for name, function in self.others:
             if self.too_large(case, name) or (case.family, name) in self.out_of_the_race:
                 continue
@@ -171,7 +185,7 @@ class Runner:
             difference = abs(result() - expected).max()
             if hasattr(run, "mass") and not case.causal:
                 difference = max(difference, (abs(run.mass() - mass) / (1 + mass)).max())
-            if not difference < 1e-4:
+            if not difference < STORAGES.get(name.split()[-1], (None, 1e-4))[1]:
                 print(f"{case.name}: {name} gives another result, by {difference}: left out", file=sys.stderr)
                 continue
             found.append((name, run, difference, seconds))
@@ -180,7 +194,7 @@ class Runner:
     def too_large(self, case, name):
         """Whether it would write all weights to memory, and they are more than 1 GiB; once they are, it is out of the race."""
         weights = 4 * case.batch * case.heads * case.queries * case.keys
-        return weights > 1 << 30 and ("softmax" in name or name == "ONNX Runtime Attention")
+        return weights > 1 << 30 and any(part in name for part in ("softmax", "soft_max", "ONNX Runtime Attention"))
 
     def measure(self, case):
         inputs = self.inputs(case)
@@ -210,8 +224,9 @@ class Runner:
         for name, _, difference, _ in racing:
             yield dict(zip(COLUMNS, [
                 *dataclasses.astuple(case)[:1], self.threads, *dataclasses.astuple(case)[1:7], int(case.causal), name,
-                f"{statistics.median(times[name]):.4g}", f"{min(times[name]):.4g}", len(times[name]), case.flops, case.bytes,
-                f"{max(peaks):.4g}", f"{4 * memory.size / min(reads):.4g}", f"{difference:.1e}", self.ours.isa]))
+                f"{statistics.median(times[name]):.4g}", f"{min(times[name]):.4g}", len(times[name]), case.flops,
+                case.bytes(name), f"{max(peaks):.4g}", f"{4 * memory.size / min(reads):.4g}", f"{difference:.1e}",
+                self.ours.isa]))
 
     def time(self, run, least, estimate):
         """Mean seconds of calls that take at least `least` together, after one that warms up where that matters."""
@@ -235,6 +250,7 @@ def run_here(options, threads):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ours", required=True, help="the module that CMake builds from ours.cpp")
+    parser.add_argument("--ggml", help="the module that bench/peers/ggml builds; without it ggml is left out")
     parser.add_argument("--csv", required=True, help="where to write; rows of other cases that are there already stay")
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter")
     parser.add_argument("--threads", nargs="+", default=["1", "all"], help="numbers, or all")
@@ -253,7 +269,8 @@ def main():
                            TORCHINDUCTOR_CACHE_DIR=os.path.join(os.path.dirname(os.path.abspath(options.csv)), "inductor"))
         worker = subprocess.run(
             [sys.executable, __file__, "--here", "--ours", options.ours, "--csv", options.csv, "--select", options.select,
-             *(["--quick"] if options.quick else []), "--threads", str(threads)],
+             *(["--ggml", options.ggml] if options.ggml else []), *(["--quick"] if options.quick else []),
+             "--threads", str(threads)],
             env=environment, stdout=subprocess.PIPE, text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, processors[:threads]))
         if worker.returncode:

@@ -5,6 +5,8 @@ import csv
 import math
 import os
 
+from peers import STORAGES
+
 OURS, MASS, EXPLICIT = "ours", "ours with mass", "PyTorch softmax and column sum"
 SUMMARY = {"forward": (64, 256, 1024, 4096, 16384), "causal": (256, 1024, 4096, 16384),
            "backward": (256, 1024, 4096), "decode": (1024, 4096, 32768, 131072)}
@@ -29,8 +31,13 @@ def read(path):
 
 
 def peers(case):
-    """Those that compute the same as ours does without evidence."""
-    return {who: row for who, row in case.items() if who not in (OURS, MASS, EXPLICIT)}
+    """Those that compute the same as ours does without evidence, from floats too."""
+    return {who: row for who, row in case.items() if who not in (OURS, MASS, EXPLICIT) and not rounded(who)}
+
+
+def rounded(who):
+    """Whether it keeps keys and values otherwise than as float."""
+    return who.split()[-1] in STORAGES
 
 
 def best(case):
@@ -104,7 +111,7 @@ def write_readme(path, cases):
 
 def full(cases, family, threads):
     chosen = {key: case for key, case in cases.items() if key[:2] == (family, threads) and OURS in case}
-    names = sorted({who for case in chosen.values() for who in case}, key=lambda w: (w != OURS, w != MASS, w))
+    names = sorted({who for case in chosen.values() for who in case}, key=lambda w: (w != OURS, w != MASS, not w.startswith(OURS), w))
     rows = []
     for (_, _, dim, keys), case in chosen.items():
         ours, peer = case[OURS], best(case)
@@ -133,11 +140,14 @@ def markdown(cases, machine):
         "# Beside others\n",
         f"{machine}, {some['isa']}, float. Multiply-adds on registers alone, measured with each case: "
         + ", ".join(f"{min(peaks[t]):.0f} to {max(peaks[t]):.0f} GFLOP/s with {t} thread{'s' if t > 1 else ''}" for t in threads)
-        + ". Made by `sh bench/peers/run.sh`: the same inputs, in turn, medians; all results agree within 1e-4.\n",
+        + ". Made by `sh bench/peers/run.sh`: the same inputs, in turn, medians; all results agree within 1e-4, "
+        f"from f16 within {STORAGES['f16'][1]:g} and from 8 bits within {STORAGES['int8'][1]:g}.\n",
         "Forward and causal: GFLOP/s, 4 N^2 D operations per head (causal: those of the visible part), and the share "
         "of the multiply-adds that the same number of threads can do. Backward: the same with 10 N^2 D. Decode: one query, 32 heads, 8 of keys; GB/s of "
         "keys and values, and the share of plain reads of the same memory.\n",
         summary(cases), "## Where another is faster\n", losses(cases)]
+    if any(rounded(who) for case in cases.values() for who in case if who.startswith(OURS)):
+        text += ["## Decode from caches of 16 and 8 bits\n", stored(cases)]
     for family, title in TITLES.items():
         for t in threads:
             if any(key[:2] == (family, t) for key in cases):
@@ -146,11 +156,32 @@ def markdown(cases, machine):
     return "\n".join(text)
 
 
+def stored(cases):
+    """Decode from caches of 16 and 8 bits, beside the best other; int8 has a scale for 128 numbers, q8_0 for 32."""
+    rows = []
+    for (family, threads, _, keys), case in cases.items():
+        for who, storage in (("ours f16", "f16"), ("ours int8", "q8_0")):
+            if family != "decode" or who not in case:
+                continue
+            ours = case[who]
+            others = [row for name, row in case.items() if name != who and name.split()[-1] == storage]
+            peer, beside = min(others, key=lambda row: row["seconds"], default=None), ["", ""]
+            if peer:
+                beside = [f"{peer['who']}, {speed(peer):.1f}", ratio(peer["seconds"], ours["seconds"])]
+            rows.append([str(keys), str(threads), who, f"{speed(ours):.1f}",
+                         ratio(case[OURS]["seconds"], ours["seconds"]), *beside])
+    return table(["keys", "threads", "", "GB/s", "faster than from float by", "best other", "faster by"], rows)
+
+
 STYLES = {OURS: ("#c0392b", "-", 2.4), MASS: ("#c0392b", "--", 1.6), "ONNX Runtime MultiHeadAttention": ("#2471a3", "-", 1.2),
           "ONNX Runtime GroupQueryAttention": ("#2471a3", "--", 1.2), "ONNX Runtime Attention": ("#2471a3", ":", 1.2),
           "OpenVINO SDPA": ("#7d3c98", "-", 1.2), "PyTorch SDPA": ("#d68910", "-", 1.2),
           "PyTorch SDPA backward": ("#d68910", "-", 1.2),
           "PyTorch flash decode": ("#d68910", ":", 1.2),
+          "ggml flash_attn_ext": ("#1e8449", "-", 1.2), "ggml flash_attn_ext f16": ("#1e8449", "--", 1.2),
+          "ggml flash_attn_ext q8_0": ("#1e8449", ":", 1.2), "ggml mul_mat and soft_max": ("#1e8449", "-.", 1.2),
+          "ggml mul_mat and soft_max f16": ("#7dcea0", "-.", 1.2),
+          "ours f16": ("#c0392b", "-.", 1.6), "ours int8": ("#c0392b", ":", 1.6),
           EXPLICIT: ("#d68910", "--", 1.2)}
 
 
@@ -188,8 +219,9 @@ def speed_plot(pyplot, cases, threads, folder):
     for axis in list(axes.flat)[len(panels):]:
         axis.axis("off")
     figure.suptitle(f"{threads} thread{'s' if threads > 1 else ''}", y=0.995)
-    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=min(len(handles), 5), frameon=False, fontsize=8)
+    legend = min(len(handles), 5)
+    figure.tight_layout(rect=(0, (0.1 + 0.18 * math.ceil(len(handles) / legend)) / figure.get_figheight(), 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=legend, frameon=False, fontsize=8)
     figure.savefig(os.path.join(folder, f"speed_{threads}.svg"), metadata={"Date": None})
     pyplot.close(figure)
 
@@ -199,7 +231,7 @@ def roofline(pyplot, cases, threads, folder):
     peak = max(row["peak_flops"] for row in rows)
     largest = max(rows, key=lambda row: (decode(row), row["keys"]))  # which no cache holds
     bandwidth = largest["read_bytes_per_second"]
-    figure, axis = pyplot.subplots(figsize=(7, 4.4))
+    figure, axis = pyplot.subplots(figsize=(9.5, 4.4))
     xs = sorted([0.5, peak / bandwidth, 2.0**13])
     axis.plot(xs, [min(peak, bandwidth * x) / 1e9 for x in xs], color="#555", linewidth=1.2,
               label=f"limit: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s from memory")
@@ -209,13 +241,13 @@ def roofline(pyplot, cases, threads, folder):
         if points and who not in (MASS, EXPLICIT):
             color, line, _ = STYLES[who]
             axis.scatter(*zip(*points), s=22 if who == OURS else 10, color=color, label=who,
-                         marker={"-": "o", "--": "^", ":": "s"}[line], zorder=3 if who == OURS else 2)
+                         marker={"-": "o", "--": "^", ":": "s", "-.": "v"}[line], zorder=3 if who == OURS else 2)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xlabel("floating point operations per byte of queries, keys, values and output")
     axis.set_ylabel("GFLOP/s")
     axis.set_title(f"{threads} thread{'s' if threads > 1 else ''}")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(os.path.join(folder, f"roofline_{threads}.svg"), metadata={"Date": None})
     pyplot.close(figure)

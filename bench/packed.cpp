@@ -1,9 +1,12 @@
 // What does a serving batch of decoding steps cost when its sequences are packed, beside the same memory as a batch of
-// equal lengths, and beside a call for each sequence?
+// equal lengths, and beside a call for each sequence? And what do queries of many sequences cost in one call over a
+// cache, single ones beside the decoding batch, and with a piece of a prompt among them beside two calls?
 //
 // 32 heads on 8 of keys, D = 128, S sequences of Nq queries and N keys each. `of_reads` is the share of the bandwidth
 // of plain loads over the same keys and values by as many threads, in turn with it; `x_batch` the time relative to the
-// batch, `x_calls` relative to the calls one by one.
+// batch, `x_calls` relative to the calls one by one. `cached` is the same over a KvCache; in `mixed` the first sequence
+// of the cache has Nq queries and the others one each, `x_two` is the time relative to a call for the first and one for
+// the others.
 #include <benchmark/benchmark.h>
 
 #include "support/bandwidth.hpp"
@@ -93,6 +96,86 @@ void packed(benchmark::State& state) {
   state.counters["x_calls"] = time / bench::median(of_calls);
 }
 
+/// A cache of S sequences of N keys, from the same numbers.
+template <class Stored>
+ab::KvCache<Stored> filled(Index count, Index kv_heads, Index keys, Index dim) {
+  ab::KvCache<Stored> cache(count, kv_heads, keys, dim);
+  const auto numbers = bench::normal_numbers<float>(kv_heads * (keys + count) * dim, 4);
+  for (Index s = 0; s < count; ++s)
+    cache.append(s, bench::rows(ab::bhsd(numbers.data(), 1, kv_heads, keys + count, dim), s, keys),
+                 bench::rows(ab::bhsd(numbers.data(), 1, kv_heads, keys + count, dim), count - s, keys));
+  return cache;
+}
+
+/// Sequences [first, first + count) of a contiguous cache.
+template <class Stored>
+ab::KvView<Stored> sequences(const ab::KvCache<Stored>& cache, Index first, Index count,
+                             const std::vector<Index>& lengths) {
+  ab::KvView<Stored> x = cache.view();
+  for (auto* rows : {&x.keys, &x.values}) rows->data += first * rows->batch_stride, rows->batch = count;
+  x.lengths = std::span<const Index>(lengths).first(static_cast<std::size_t>(count));
+  return x;
+}
+
+template <class Stored, bool mixed>
+void cached(benchmark::State& state) {
+  constexpr Index heads = 32, kv_heads = 8, dim = 128;
+  const Index count = state.range(0), queries = state.range(1), keys = state.range(2);
+  const int threads = static_cast<int>(state.range(3));
+  std::vector<Index> offsets{0};
+  for (Index s = 0; s < count; ++s) offsets.push_back(offsets.back() + (mixed && s > 0 ? 1 : queries));
+  const Index all = offsets.back();
+  const auto q = bench::normal_numbers<float>(all * heads * dim, 1);
+  std::vector<float> out(q.size()), expected(q.size());
+  const auto cache = filled<Stored>(count, kv_heads, keys, dim);
+  const std::vector<Index> lengths(static_cast<std::size_t>(count), keys);
+  const ab::PackedQueries packed(offsets);
+#if defined(_OPENMP)
+  const ab::executor::OpenMp team{threads};
+#else
+  const ab::executor::Sequential team;
+#endif
+
+  // Tokens [first, first + some * n) as a batch [some, H, n, D] of rows [1, all, H, D].
+  auto batch = [&](auto* x, Index first, Index some, Index n) {
+    auto view = bench::rows(ab::bshd(x, 1, all, heads, dim), first, n);
+    view.batch = some, view.batch_stride = n * view.length_stride;
+    return view;
+  };
+  ab::Workspace workspaces[3];
+  auto call = [&](int which, const auto& from, const auto& to, const auto& x, const auto&... policies) {
+    threads == 1 ? ab::attention(from, x, to, policies..., workspaces[which])
+                 : ab::attention(from, x, to, policies..., workspaces[which], team);
+  };
+  auto as_packed = [&] {
+    call(0, batch(q.data(), 0, 1, all), batch(out.data(), 0, 1, all), cache.view(), packed);
+  };
+  const Index first = mixed ? 1 : count;
+  auto apart = [&] {
+    call(1, batch(q.data(), 0, first, queries), batch(expected.data(), 0, first, queries),
+         sequences(cache, 0, first, lengths));
+    if (mixed)
+      call(2, batch(q.data(), queries, count - 1, 1), batch(expected.data(), queries, count - 1, 1),
+           sequences(cache, 1, count - 1, lengths));
+  };
+  try {
+    as_packed();
+    if constexpr (std::is_same_v<Stored, float>)
+      for (const Index s : {Index(0), count - 1}) {
+        const auto x = sequences(cache, s, 1, lengths);
+        const Index n = mixed && s > 0 ? 1 : queries, at = offsets[static_cast<std::size_t>(s)];
+        bench::check_last_rows<const float>(batch(q.data(), at, 1, n), x.keys, x.values,
+                                            batch(static_cast<const float*>(out.data()), at, 1, n));
+      }
+    apart();
+    if (out != expected) throw std::runtime_error("packed queries are not the same bits as each sequence alone");
+  } catch (const std::exception& error) {
+    return state.SkipWithError(error.what());
+  }
+  const auto time = bench::run_paired(state, as_packed, apart);
+  state.counters[mixed ? "x_two" : "x_batch"] = time.work / time.other;
+}
+
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"S", "Nq", "N", "threads"})->UseManualTime()->Unit(benchmark::kMicrosecond);
 #if defined(_OPENMP)
@@ -108,7 +191,25 @@ void shapes(benchmark::internal::Benchmark* b) {
   }
 }
 
+void mixed_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"S", "Nq", "N", "threads"})->UseManualTime()->Unit(benchmark::kMicrosecond);
+#if defined(_OPENMP)
+  const int all = omp_get_num_procs();
+#else
+  const int all = 1;
+#endif
+  for (const int threads : {1, all}) {
+    for (const int queries : {32, 256}) b->Args({33, queries, 512, threads});
+    b->Args({17, 256, 1024, threads});
+    if (all == 1) break;
+  }
+}
+
 BENCHMARK(packed)->Apply(shapes);
+BENCHMARK(cached<float, false>)->Name("cached<float>")->Apply(shapes);
+BENCHMARK(cached<ab::bf16, false>)->Name("cached<bf16>")->Apply(shapes);
+BENCHMARK(cached<float, true>)->Name("mixed<float>")->Apply(mixed_shapes);
+BENCHMARK(cached<ab::bf16, true>)->Name("mixed<bf16>")->Apply(mixed_shapes);
 
 }  // namespace
 

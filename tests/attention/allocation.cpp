@@ -178,6 +178,17 @@ TEST_CASE("backward and packed calls allocate nothing from the second call on", 
   dout.fill([&](auto...) { return static_cast<float>(random.uniform(-1, 1)); });
   const std::vector<Index> starts{0, 3, 40, 90};
   const ab::PackedSequences sequences(starts, starts);
+  const ab::PackedQueries queries(starts);
+  ab::KvCache<ab::f16> cache(3, 2, 90, 8, 5);
+  ab::PagedKvCache<float> paged(3, 2, 40, 16, 8, 5);
+  for (Index s = 0; s < 3; ++s) {
+    auto part = [s](auto x) {
+      x.length = 90 - 40 * s;
+      return x;
+    };
+    cache.append(s, part(in.k.view()), part(in.v.view()));
+    paged.append(s, part(in.k.view()), part(in.v.view()));
+  }
   ab::Workspace workspace;
   ab::Evidence<float> evidence;
   std::vector<ab::Evidence<float>> of_each(3);
@@ -189,6 +200,9 @@ TEST_CASE("backward and packed calls allocate nothing from the second call on", 
                   executor);
     ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), of_each, dout.view(), dq.view(),
                            dk.view(), dv.view(), sequences, workspace, executor);
+    ab::attention(in.q.view(), cache, out.view(), queries, ab::observe(of_each), workspace, executor);
+    ab::attention(in.q.view(), paged, out.view(), queries, ab::mask::Causal{}, ab::observe(of_each), workspace,
+                  executor);
   };
   for (const Index pieces : {1, 3, 40}) CHECK(made_by_second(call, InTurn{pieces}) == 0);
 }
@@ -281,18 +295,23 @@ TEST_CASE("memory that runs out leaves the evidence of all packed sequences as i
     x.length = length;
     return x;
   };
+  ab::KvCache<ab::bf16> cache(2, 2, 120, 4);
+  cache.append(0, in.k.view(), in.v.view());
+  cache.append(1, first(in.k.view(), 70), first(in.v.view(), 70));
+  const bool cached = GENERATE(false, true);
   std::vector<ab::Evidence<float>> expected(2);
   auto attend = [&](const std::vector<Index>& starts, std::vector<ab::Evidence<float>>& evidence) {
-    const ab::PackedSequences sequences(starts, starts);
-    ab::attention(first(in.q.view(), starts.back()), first(in.k.view(), starts.back()),
-                  first(in.v.view(), starts.back()), first(out.view(), starts.back()), sequences,
-                  ab::observe(evidence));
+    const auto q = first(in.q.view(), starts.back()), o = first(out.view(), starts.back());
+    if (cached) return ab::attention(q, cache, o, ab::PackedQueries(starts), ab::observe(evidence));
+    ab::attention(q, first(in.k.view(), starts.back()), first(in.v.view(), starts.back()), o,
+                  ab::PackedSequences(starts, starts), ab::observe(evidence));
   };
   attend(small, expected);
   bool succeeded = false;
   for (long until = 0; !succeeded && until < 60; ++until) {
     std::vector<ab::Evidence<float>> evidence(2);
     attend(small, evidence);
+    out.fill([](auto...) { return 7; });
     allocations_until_failure = until;
     try {
       attend(large, evidence);
@@ -303,6 +322,8 @@ TEST_CASE("memory that runs out leaves the evidence of all packed sequences as i
     if (succeeded) break;
     INFO("allocation " << until << " failed");
     for (std::size_t s = 0; s < 2; ++s) CHECK(support::same_bits(evidence[s], expected[s]));
+    const auto memory = out.memory();
+    CHECK(std::all_of(memory.begin(), memory.end(), [](float x) { return x == 7; }));
   }
   CHECK(succeeded);
 }

@@ -2,6 +2,7 @@
 // Attention to keys and values in a cache: contiguous or paged, in any storage, each sequence with a length of its
 // own.
 
+#include "attention_balancer/attention/detail/cache_sequences.hpp"
 #include "attention_balancer/attention/detail/prefill.hpp"
 #include "attention_balancer/attention/forward.hpp"
 #include "attention_balancer/cache/kv_cache.hpp"
@@ -11,10 +12,12 @@ namespace attention_balancer {
 namespace detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// Checks q and the view, and out unless it is null. Throws ShapeError.
+/// Checks q and the view, and out unless it is null. `packed`: the queries of all sequences are one row of tokens.
+/// Throws ShapeError.
 template <class Stored>
-Problem check_cached(const Layout& q, const KvView<Stored>& x, const Layout* out) {
+Problem check_cached(const Layout& q, const KvView<Stored>& x, const Layout* out, bool packed) {
   check_kv_view(x);
+  if (packed) require_equal("q.batch of packed queries", q.sizes[0], "one row of tokens", 1);
   Layout k = layout("cache.keys", x.keys), v = layout("cache.values", x.values);
   const Layout inputs[] = {k, v, layout("cache.key_scales", x.key_scales),
                            layout("cache.value_scales", x.value_scales)};
@@ -22,7 +25,7 @@ Problem check_cached(const Layout& q, const KvView<Stored>& x, const Layout* out
   for (Index b = 0; b < x.batch(); ++b) longest = std::max(longest, x.length(b));
   // As one tensor [B, Hkv, Nk, D]; where its rows lie has been checked.
   for (Layout* one : {&k, &v}) {
-    one->sizes[0] = x.batch(), one->sizes[2] = longest;
+    one->sizes[0] = packed ? 1 : x.batch(), one->sizes[2] = longest;
     one->strides[0] = one->strides[2] = 0;
     if (longest > 0 && one->address == 0)
       fail<ShapeError>(std::string(one->name) + ".data", "null", "point to its elements");
@@ -42,17 +45,34 @@ bool multiplies_pairs(const Call<T>& call) noexcept {
   return count_of<PolicyKind::products, T, P...> > 0 && call.statistic != evidence::Kind::leave_one_out;
 }
 
+template <class T, class... P>
+inline constexpr bool has_packed_queries = count_of<PolicyKind::packed_queries, T, P...> > 0;
+
 template <Scalar T, class Stored, class... P>
 void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
-  run_with_policies(
-      call,
-      [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
-        if (call.problem.queries <= decode_queries)
-          Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
-        else
-          run_prefill(call, x, multiplies_pairs<T, P...>(call), evidence, workspace, executor, concurrency);
-      },
-      policies...);
+  if constexpr (has_packed_queries<T, P...>) {
+    const PackedQueries& offsets = find_policy<PolicyKind::packed_queries, T>(policies...);
+    const Problem largest = packed_problem(call.problem, offsets, x.batch());
+    run_packed(
+        call, offsets, largest,
+        [&](Workspace& workspace, const auto& executor, Index concurrency, std::span<Evidence<T>> evidence) {
+          check_kept_rows(largest);
+          using Sequences = CacheSequences<T, Stored>;
+          const Sequences sequences(call, offsets, x, multiplies_pairs<T, P...>(call));
+          PackedWorker<T, Sequences>(call, sequences, evidence, workspace, concurrency).run(executor);
+        },
+        policies...);
+  } else {
+    run_with_policies(
+        call,
+        [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
+          if (call.problem.queries <= decode_queries)
+            Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
+          else
+            run_prefill(call, x, multiplies_pairs<T, P...>(call), evidence, workspace, executor, concurrency);
+        },
+        policies...);
+  }
 }
 
 /// A cache that owns its memory and shows a view.
@@ -71,8 +91,8 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// or of double for a cache of doubles. Sequence b has cache.length(b) keys: masks and score modifiers are told
 /// that number, and the evidence has as many keys as the longest sequence, 0 behind the end of the shorter ones.
 /// Views that policies borrow, and KeyLengths, go by the longest too. The same bits for a sequence alone, beside
-/// others, contiguous or paged. What the storage loses is said at CacheStorage. Bf16Products is one policy more. Throws
-/// as attention does.
+/// others, contiguous or paged. What the storage loses is said at CacheStorage. Bf16Products is one policy more, and
+/// so is PackedQueries: sequences with numbers of queries of their own, in one row of tokens. Throws as attention does.
 template <class Q, class Stored, class O, class... P>
 void attention(const TensorView<Q>& q, const KvView<Stored>& cache, const TensorView<O>& out, P&&... policies) {
   using T = std::remove_const_t<O>;
@@ -84,7 +104,7 @@ void attention(const TensorView<Q>& q, const KvView<Stored>& cache, const Tensor
     static_assert(fits, "attention_balancer: a cache of doubles takes q and out of double, any other float");
     if constexpr (fits && detail::cached_policies_fit<T, Stored, P...>()) {
       const auto lq = detail::layout("q", q), lo = detail::layout("out", out);
-      detail::Call<T> call{detail::check_cached(lq, cache, &lo), q, {}, {}, out};
+      detail::Call<T> call{detail::check_cached(lq, cache, &lo, detail::has_packed_queries<T, P...>), q, {}, {}, out};
       detail::run_cached<T>(call, cache, policies...);
     }
   }
@@ -101,13 +121,17 @@ void attention_evidence(const TensorView<Q>& q, const KvView<Stored>& cache, P&&
   constexpr bool fits = std::is_same_v<T, detail::arithmetic_of<Stored>>;
   static_assert(fits, "attention_balancer: a cache of doubles takes q of double, any other float");
   if constexpr (fits && detail::cached_policies_fit<T, Stored, P...>()) {
-    constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> == 1;
+    constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> +
+                                  detail::count_of<detail::PolicyKind::packed_observation, T, P...> ==
+                              1;
     static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
     constexpr bool values = (!detail::needs_values<std::remove_cvref_t<P>> && ...);
     static_assert(values,
                   "attention_balancer: evidence::leave_one_out needs the values: observe it with attention");
     if constexpr (observed && values) {
-      detail::Call<T> call{detail::check_cached(detail::layout("q", q), cache, nullptr), q, {}, {}, {}};
+      const auto lq = detail::layout("q", q);
+      detail::Call<T> call{
+          detail::check_cached(lq, cache, nullptr, detail::has_packed_queries<T, P...>), q, {}, {}, {}};
       detail::run_cached<T>(call, cache, policies...);
     }
   }

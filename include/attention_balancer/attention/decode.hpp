@@ -81,9 +81,6 @@ class Decoder : DecodeMass<T, Stored> {
     total(group);
   }
 
-  /// The first keys of a group.
-  Following keys_of_group(Index group) const noexcept { return keys_of_item(group * splits_); }
-
  private:
   /// f(item, scratch, the item that the slot is likely to take next) for all items, taken in order, a few
   /// neighbours at a time, by whichever slot is free: what follows in memory is then often for the same slot.

@@ -77,8 +77,6 @@ void check_evidence(const Evidence<T>& evidence, const QueryWeights& weights) {
 /// run(workspace, executor, concurrency, evidence).
 template <Scalar T, class Run, class... P>
 void run_with_policies(Call<T>& call, Run run, P&... policies) {
-  static_assert(count_of<PolicyKind::sequences, T, P...> == 0,
-                "attention_balancer: a cache has lengths of its own and takes no PackedSequences");
   check_positions(call.problem, std::numeric_limits<T>::digits);
   (validate_policy(policies, call.problem), ...);
 
@@ -105,11 +103,10 @@ void run_with_policies(Call<T>& call, Run run, P&... policies) {
       policies...);
 }
 
-/// The same for packed sequences, one by one.
-template <Scalar T, class... P>
-void run_packed(Call<T>& call, P&... policies) {
-  const PackedSequences& sequences = find_policy<PolicyKind::sequences, T>(policies...);
-  const Problem largest = packed_problem(call.problem, sequences);
+/// The same for sequences that `offsets` name, each with an Evidence of its own. `largest`: the problem that fits each,
+/// with a batch item for each.
+template <Scalar T, class Packed, class Run, class... P>
+void run_packed(Call<T>& call, const Packed& offsets, const Problem& largest, Run run, P&... policies) {
   check_positions(largest, std::numeric_limits<T>::digits);
   (validate_policy(policies, largest), ...);
 
@@ -125,9 +122,9 @@ void run_packed(Call<T>& call, P&... policies) {
     call.weights = observation.weights;
     call.statistic = observation.statistic;
     require_equal("observe number of evidences", static_cast<Index>(evidence.size()), "the packed sequences",
-                  sequences.sequences());
-    for (Index s = 0; s < sequences.sequences(); ++s)
-      if (sequences.queries(s) > 0) call.weights.validate(sequences.queries(s));
+                  largest.batch);
+    for (Index s = 0; s < largest.batch; ++s)
+      if (offsets.queries(s) > 0) call.weights.validate(offsets.queries(s));
     for (const Evidence<T>& e : evidence) {
       check_evidence(e, call.weights);
       (check_borrowed(policies, call.out, &e), ...);
@@ -137,22 +134,31 @@ void run_packed(Call<T>& call, P&... policies) {
   }
   with_executor_and_workspace<T>(
       [&](Workspace& workspace, const auto& executor, Index concurrency) {
-        PackedWorker<T>(call, sequences, evidence, workspace, concurrency).run(executor);
+        run(workspace, executor, concurrency, evidence);
       },
       policies...);
 }
 
 template <Scalar T, class... P>
 void run_attention(Call<T>& call, P&... policies) {
-  if constexpr (count_of<PolicyKind::sequences, T, P...> > 0)
-    run_packed<T>(call, policies...);
-  else
+  if constexpr (count_of<PolicyKind::sequences, T, P...> > 0) {
+    const PackedSequences& offsets = find_policy<PolicyKind::sequences, T>(policies...);
+    run_packed(
+        call, offsets, packed_problem(call.problem, offsets),
+        [&](Workspace& workspace, const auto& executor, Index concurrency, std::span<Evidence<T>> evidence) {
+          const TensorSequences<T> sequences(call, offsets);
+          PackedWorker<T, TensorSequences<T>>(call, sequences, evidence, workspace, concurrency).run(executor);
+        },
+        policies...);
+  } else {
     run_with_policies(
         call,
         [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
-          run_call(call, evidence, workspace, executor, concurrency);
+          const KvView<T> x = kv_view_of(call);
+          run_call(call, x, evidence, workspace, executor, concurrency);
         },
         policies...);
+  }
 }
 
 ATTENTION_BALANCER_END_ISA

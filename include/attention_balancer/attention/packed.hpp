@@ -12,6 +12,46 @@
 #include "attention_balancer/tensor/shape.hpp"
 
 namespace attention_balancer {
+namespace detail {
+
+/// Where sequences that lie one after the other begin, and where the last one ends. Borrows the numbers.
+class Offsets {
+ public:
+  Offsets(std::span<const Index> offsets) noexcept : wide_(offsets) {}
+  Offsets(std::span<const std::int32_t> offsets) noexcept : narrow_(offsets) {}
+
+  Index size() const noexcept { return static_cast<Index>(wide_.size() + narrow_.size()); }
+  Index begin(Index sequence) const noexcept {
+    const auto at = static_cast<std::size_t>(sequence);
+    return narrow_.empty() ? wide_[at] : static_cast<Index>(narrow_[at]);
+  }
+  Index length(Index sequence) const noexcept { return begin(sequence + 1) - begin(sequence); }
+
+  /// Throws ShapeError unless there are two or more, which do not decrease, in [0, length].
+  void check(const char* name, Index length) const {
+    auto of = [name](const std::string& part) { return name + part; };  // only of what is wrong: it allocates
+    if (size() < 2) fail<ShapeError>(of(" number of offsets"), size(), "be at least 2");
+    Index least = 0;
+    for (Index i = 0; i < size(); ++i) {
+      if (begin(i) < least || begin(i) > length)
+        fail<ShapeError>(of(" offset " + std::to_string(i)), begin(i),
+                         "be in [" + std::to_string(least) + ", " + std::to_string(length) + "]");
+      least = begin(i);
+    }
+  }
+
+  template <class F>
+  void borrowed(const char* name, F f) const {
+    if (!wide_.empty()) f(layout(name, wide_));
+    if (!narrow_.empty()) f(layout(name, narrow_));
+  }
+
+ private:
+  std::span<const Index> wide_;
+  std::span<const std::int32_t> narrow_;
+};
+
+}  // namespace detail
 
 /// A policy for `attention`: the tensors hold sequences one after the other (cu_seqlens of FlashAttention). q and
 /// out are [1, Hq, all queries, D], k and v [1, Hkv, all keys, D], and sequence s has the queries [queries[s],
@@ -25,13 +65,14 @@ namespace attention_balancer {
 /// of each sequence alone, bit by bit. Borrows the offsets.
 class PackedSequences {
  public:
-  PackedSequences(std::span<const Index> queries, std::span<const Index> keys) noexcept : wide_{queries, keys} {}
+  PackedSequences(std::span<const Index> queries, std::span<const Index> keys) noexcept
+      : queries_(queries), keys_(keys) {}
   PackedSequences(std::span<const std::int32_t> queries, std::span<const std::int32_t> keys) noexcept
-      : narrow_{queries, keys} {}
+      : queries_(queries), keys_(keys) {}
   PackedSequences(const std::vector<Index>& queries, const std::vector<Index>& keys) noexcept
-      : wide_{queries, keys} {}
+      : PackedSequences(std::span<const Index>(queries), std::span<const Index>(keys)) {}
   PackedSequences(const std::vector<std::int32_t>& queries, const std::vector<std::int32_t>& keys) noexcept
-      : narrow_{queries, keys} {}
+      : PackedSequences(std::span<const std::int32_t>(queries), std::span<const std::int32_t>(keys)) {}
   template <detail::OwningTemporary Q, class K>
   PackedSequences(Q&&, K&&) = delete;
   template <class Q, detail::OwningTemporary K>
@@ -39,52 +80,74 @@ class PackedSequences {
   = delete;
 
   /// Number of sequences, and where the queries and keys of one begin; `sequence` may be one past the last.
-  Index sequences() const noexcept { return static_cast<Index>(wide_[0].size() + narrow_[0].size()) - 1; }
-  Index query_begin(Index sequence) const noexcept { return offset(0, sequence); }
-  Index key_begin(Index sequence) const noexcept { return offset(1, sequence); }
-  Index queries(Index sequence) const noexcept { return offset(0, sequence + 1) - offset(0, sequence); }
-  Index keys(Index sequence) const noexcept { return offset(1, sequence + 1) - offset(1, sequence); }
+  Index sequences() const noexcept { return queries_.size() - 1; }
+  Index query_begin(Index sequence) const noexcept { return queries_.begin(sequence); }
+  Index key_begin(Index sequence) const noexcept { return keys_.begin(sequence); }
+  Index queries(Index sequence) const noexcept { return queries_.length(sequence); }
+  Index keys(Index sequence) const noexcept { return keys_.length(sequence); }
 
   /// Throws ShapeError unless both are offsets into so many queries and keys.
   void check(Index all_queries, Index all_keys) const {
-    check_offsets("PackedSequences queries", 0, all_queries);
-    check_offsets("PackedSequences keys", 1, all_keys);
-    if (size(0) != size(1))
-      detail::fail<ShapeError>("PackedSequences number of key offsets", size(1),
-                               "equal that of query offsets = " + std::to_string(size(0)));
+    queries_.check("PackedSequences queries", all_queries);
+    keys_.check("PackedSequences keys", all_keys);
+    if (queries_.size() != keys_.size())
+      detail::fail<ShapeError>("PackedSequences number of key offsets", keys_.size(),
+                               "equal that of query offsets = " + std::to_string(queries_.size()));
   }
 
   template <class F>
   void borrowed(F f) const {
-    for (int axis = 0; axis < 2; ++axis) {
-      if (!wide_[axis].empty()) f(detail::layout("PackedSequences", wide_[axis]));
-      if (!narrow_[axis].empty()) f(detail::layout("PackedSequences", narrow_[axis]));
-    }
+    queries_.borrowed("PackedSequences", f);
+    keys_.borrowed("PackedSequences", f);
   }
 
  private:
-  Index size(int axis) const noexcept { return static_cast<Index>(wide_[axis].size() + narrow_[axis].size()); }
-  Index offset(int axis, Index i) const noexcept {
-    const auto at = static_cast<std::size_t>(i);
-    return narrow_[axis].empty() ? wide_[axis][at] : static_cast<Index>(narrow_[axis][at]);
-  }
-  void check_offsets(const char* what, int axis, Index length) const {
-    auto of = [what](const std::string& part) { return what + part; };  // only of what is wrong: it allocates
-    if (size(axis) < 2) detail::fail<ShapeError>(of(" number of offsets"), size(axis), "be at least 2");
-    Index least = 0;
-    for (Index i = 0; i < size(axis); ++i) {
-      if (offset(axis, i) < least || offset(axis, i) > length)
-        detail::fail<ShapeError>(of(" offset " + std::to_string(i)), offset(axis, i),
-                                 "be in [" + std::to_string(least) + ", " + std::to_string(length) + "]");
-      least = offset(axis, i);
-    }
-  }
-
-  std::span<const Index> wide_[2];
-  std::span<const std::int32_t> narrow_[2];
+  detail::Offsets queries_, keys_;
 };
 
-/// A policy for `attention` with PackedSequences: one Evidence per sequence.
+/// A policy for `attention(q, cache, out, ...)`: the queries of the cache's sequences one after the other, each with
+/// as many as it has (cu_seqlens_q of FlashAttention, beside its block table and lengths). q is [1, Hq, all queries,
+/// D], out [1, Hq, all queries, Dv], and sequence s of the cache has the queries [queries[s], queries[s + 1]): offsets
+/// that do not decrease, one more than there are sequences. So one call serves prompts a piece at a time beside
+/// sequences that decode. A sequence may have no queries, or no keys; queries in no sequence are neither read nor
+/// written.
+///
+///     const std::vector<std::int32_t> offsets{0, 1, 257, 258};              // 1, 256 and 1 queries
+///     ab::attention(q, cache, out, ab::PackedQueries(offsets), ab::mask::Causal{}, ab::observe(evidence_of_each));
+///
+/// To the other policies, and in the evidence, it is as with PackedSequences: the results are those of each sequence
+/// alone, bit by bit, and its Evidence has as many keys as it has itself. Borrows the offsets.
+class PackedQueries {
+ public:
+  PackedQueries(std::span<const Index> queries) noexcept : queries_(queries) {}
+  PackedQueries(std::span<const std::int32_t> queries) noexcept : queries_(queries) {}
+  PackedQueries(const std::vector<Index>& queries) noexcept : queries_(std::span<const Index>(queries)) {}
+  PackedQueries(const std::vector<std::int32_t>& queries) noexcept
+      : queries_(std::span<const std::int32_t>(queries)) {}
+  template <detail::OwningTemporary Q>
+  PackedQueries(Q&&) = delete;
+
+  /// Number of sequences, and where the queries of one begin; `sequence` may be one past the last.
+  Index sequences() const noexcept { return queries_.size() - 1; }
+  Index query_begin(Index sequence) const noexcept { return queries_.begin(sequence); }
+  Index queries(Index sequence) const noexcept { return queries_.length(sequence); }
+
+  /// Throws ShapeError unless these are offsets into so many queries, of so many sequences.
+  void check(Index all_queries, Index cached_sequences) const {
+    queries_.check("PackedQueries", all_queries);
+    detail::require_equal("PackedQueries number of sequences", sequences(), "cache.batch", cached_sequences);
+  }
+
+  template <class F>
+  void borrowed(F f) const {
+    queries_.borrowed("PackedQueries", f);
+  }
+
+ private:
+  detail::Offsets queries_;
+};
+
+/// A policy for `attention` with PackedSequences or PackedQueries: one Evidence per sequence.
 template <Scalar T, evidence::Kind Statistic>
 struct PackedObservation {
   static constexpr evidence::Kind statistic = Statistic;
@@ -92,8 +155,9 @@ struct PackedObservation {
   QueryWeights weights;
 };
 
-/// Observe each of the PackedSequences that this is passed with. QueryWeights count within a sequence, so that of()
-/// fits sequences of one length only. `targets` must outlive the call, and are overwritten by it.
+/// Observe each of the sequences of the PackedSequences or PackedQueries that this is passed with. QueryWeights count
+/// within a sequence, so that of() fits sequences of one number of queries only. `targets` must outlive the call, and
+/// are overwritten by it.
 template <Scalar T, evidence::Kind Statistic = evidence::Kind::mass>
 PackedObservation<T, Statistic> observe(std::span<Evidence<T>> targets, QueryWeights weights = QueryWeights::all(),
                                         evidence::Statistic<Statistic> = {}) noexcept {

@@ -21,7 +21,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 enum class PolicyKind {
   unknown, scale, modifier, mask, normalizer, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
-  mass_gradient, sequences, packed_observation, products
+  mass_gradient, sequences, packed_queries, packed_observation, products
 };
 
 template <class>
@@ -61,6 +61,8 @@ consteval PolicyKind policy_kind() {
     return PolicyKind::packed_observation;
   else if constexpr (std::is_same_v<Policy, PackedSequences>)
     return PolicyKind::sequences;
+  else if constexpr (std::is_same_v<Policy, PackedQueries>)
+    return PolicyKind::packed_queries;
   else if constexpr (std::is_same_v<Policy, Bf16Products>)
     return PolicyKind::products;
   else if constexpr (std::is_same_v<Policy, Workspace>)
@@ -135,13 +137,15 @@ consteval bool common_policies_fit() {
   static_assert(lvalue, "attention_balancer: pass the Workspace as an lvalue, so that the next call can use it again");
   constexpr int sequences = count_of<PolicyKind::sequences, T, P...>;
   static_assert(sequences <= 1, "attention_balancer: a call takes one PackedSequences, not two");
-  constexpr bool per_sequence = sequences == 1 ? count_of<PolicyKind::observation, T, P...> == 0
-                                               : count_of<PolicyKind::packed_observation, T, P...> == 0;
+  constexpr int queries = count_of<PolicyKind::packed_queries, T, P...>;
+  static_assert(queries <= 1, "attention_balancer: a call takes one PackedQueries, not two");
+  constexpr bool per_sequence = sequences + queries > 0 ? count_of<PolicyKind::observation, T, P...> == 0
+                                                        : count_of<PolicyKind::packed_observation, T, P...> == 0;
   static_assert(per_sequence,
                 "attention_balancer: packed sequences are observed with one Evidence each, in a span or vector, and "
                 "nothing else is");
-  return known && sequences <= 1 && per_sequence && observations && scalars && sinks && normalizers && denominators &&
-         executors && workspaces && lvalue;
+  return known && sequences <= 1 && queries <= 1 && per_sequence && observations && scalars && sinks && normalizers &&
+         denominators && executors && workspaces && lvalue;
 }
 
 /// The same for a call on tensors.
@@ -149,7 +153,11 @@ template <class T, class... P>
 consteval bool any_policies_fit() {
   constexpr bool floats = count_of<PolicyKind::products, T, P...> == 0;
   static_assert(floats, "attention_balancer: Bf16Products needs a cache of bf16");
-  return common_policies_fit<T, P...>() && floats;
+  constexpr bool keys = count_of<PolicyKind::packed_queries, T, P...> == 0;
+  static_assert(keys,
+                "attention_balancer: PackedQueries needs a cache, whose sequences have keys of their own (tensors take "
+                "PackedSequences)");
+  return common_policies_fit<T, P...>() && floats && keys;
 }
 
 template <class T, class... P>
@@ -187,7 +195,10 @@ consteval bool cached_policies_fit() {
   static_assert(softmax,
                 "attention_balancer: normalize::Sparsemax, Entmax15 and TopK need keys and values in tensors, not in a "
                 "cache");
-  return common_policies_fit<T, P...>() && policies_are_forward<T, P...>() && softmax && products;
+  constexpr bool lengths = count_of<PolicyKind::sequences, T, P...> == 0;
+  static_assert(lengths,
+                "attention_balancer: a cache has lengths of its own and takes PackedQueries, not PackedSequences");
+  return common_policies_fit<T, P...>() && policies_are_forward<T, P...>() && softmax && products && lengths;
 }
 
 /// The first policy of a kind; there must be one.

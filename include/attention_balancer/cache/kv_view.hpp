@@ -35,6 +35,15 @@ class IntegerSpan {
     return wide_ != nullptr ? wide_[i] : static_cast<Index>(narrow_[i]);
   }
 
+  /// `count` of them from `first` on.
+  ATTENTION_BALANCER_INLINE IntegerSpan part(Index first, Index count) const noexcept {
+    IntegerSpan x = *this;
+    if (wide_ != nullptr) x.wide_ += first;
+    if (narrow_ != nullptr) x.narrow_ += first;
+    x.size_ = count;
+    return x;
+  }
+
  private:
   const Index* wide_ = nullptr;
   const std::int32_t* narrow_ = nullptr;
@@ -97,6 +106,24 @@ void for_runs(const KvView<Stored>& x, const TensorView<T>& view, Index b, Index
     f(view.data + page * view.batch_stride + kv_head * view.head_stride + at * view.length_stride, begin, room);
     begin += room;
   }
+}
+
+/// Sequence b of a view, alone.
+template <class Stored>
+KvView<Stored> sequence_of(const KvView<Stored>& x, Index b) noexcept {
+  KvView<Stored> one = x;
+  if (x.block_table.given()) {
+    one.block_table = x.block_table.part(b * x.max_blocks, x.max_blocks);
+    one.lengths = x.lengths.part(b, 1);
+    return one;
+  }
+  auto take = [&](auto& rows) {
+    if (rows.data != nullptr) rows.data += b * rows.batch_stride;
+    rows.batch = 1, rows.length = x.length(b);
+  };
+  take(one.keys), take(one.values), take(one.key_scales), take(one.value_scales);
+  one.lengths = {};
+  return one;
 }
 
 /// Everything that can be wrong with a view of keys and values. Throws ShapeError.

@@ -5,6 +5,8 @@
 // case 4: deleted
 // case 5: deleted
 // case 6: deleted
+// case 7: deleted
+// case 8: deleted
 #include <vector>
 
 #include "attention_balancer/attention_balancer.hpp"
@@ -23,6 +25,8 @@ void f(const std::vector<float>& floats, const std::vector<double>& doubles, con
   (void)ab::mask::KeyLengths(counts);
   (void)ab::QueryWeights::of(floats);
   (void)ab::QueryWeights::of(doubles);
+  (void)ab::PackedSequences(counts, counts);
+  (void)ab::PackedQueries(counts);
 #elif CASE == 1
   (void)ab::score::KeyBias<float>(numbers());
 #elif CASE == 2
@@ -35,6 +39,10 @@ void f(const std::vector<float>& floats, const std::vector<double>& doubles, con
   (void)ab::QueryWeights::of(numbers());
 #elif CASE == 6
   (void)ab::QueryWeights::of(std::vector<double>{1, 2});
+#elif CASE == 7
+  (void)ab::PackedQueries(lengths());
+#elif CASE == 8
+  (void)ab::PackedSequences(counts, lengths());
 #endif
   (void)floats, (void)doubles, (void)counts;
 }

@@ -196,7 +196,9 @@ struct Scratch {
   static Index padded(Index elements) noexcept { return (elements + 15) / 16 * 16; }
 
   /// Sets the pointers from `memory` on, aligned to 64 bytes, if it is not null; returns the number of bytes used.
-  Index carve(std::byte* memory, const Call<T>& call, bool whole_strip, Index partial_size) noexcept {
+  /// `again`: what it holds of a head is from this call.
+  Index carve(std::byte* memory, const Call<T>& call, bool whole_strip, Index partial_size,
+              bool again = false) noexcept {
     const Problem& p = call.problem;
     Index used = 0;
     auto take = [&](auto*& pointer, Index elements) {
@@ -213,7 +215,7 @@ struct Scratch {
     if (call.source.cache != nullptr || !has_unit_stride(call.k)) take(packed_keys, p.keys * p.dim);
     if (call.source.cache != nullptr || !has_unit_stride(call.v)) take(packed_values, p.keys * p.value_dim);
     take(packed_head, 1);
-    if (memory != nullptr) *packed_head = -1;
+    if (memory != nullptr && !again) *packed_head = -1;
     take(packed, 2 * (p.keys / block_keys + 1));
     take(guarded_values, longest_step * p.value_dim);
     take(spare, longest_step * width);

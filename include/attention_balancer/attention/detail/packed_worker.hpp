@@ -13,16 +13,14 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// Runs a call by the kernel for its number of queries.
-template <Scalar T, class Run>
-void run_call(const Call<T>& call, Evidence<T>* evidence, Workspace& workspace, const Run& executor,
-              Index concurrency) {
-  if (decodes(call)) {
-    const KvView<T> x = kv_view_of(call);
-    Decoder<T, T>(call, x, evidence, workspace, concurrency).run(executor);
-  } else {
+/// Runs a call by the kernel for its number of queries; `x`: its keys and values.
+template <Scalar T, class Stored, class Run>
+void run_call(const Call<T>& call, const KvView<Stored>& x, Evidence<T>* evidence, Workspace& workspace,
+              const Run& executor, Index concurrency) {
+  if (decodes(call))
+    Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
+  else
     Worker<T>(call, evidence, workspace, concurrency).run(executor);
-  }
 }
 
 /// The problem that fits every sequence, with a batch item for each. Throws ShapeError.
@@ -38,20 +36,82 @@ inline Problem packed_problem(const Problem& all, const PackedSequences& sequenc
   return largest;
 }
 
+/// The queries of one sequence in a call of its own, as its batch item.
+template <Scalar T, class Packed>
+Call<T> queries_of(const Call<T>& call, const Packed& offsets, Index s) noexcept {
+  Call<T> one = call;
+  one.problem.batch = 1;
+  one.problem.queries = offsets.queries(s);
+  one.first_batch = s;
+  auto take = [&](auto& x) {
+    if (x.data == nullptr) return;
+    x.data += offsets.query_begin(s) * x.length_stride;
+    x.length = one.problem.queries;
+  };
+  take(one.q), take(one.out);
+  return one;
+}
+
+/// Packed sequences as PackedWorker takes them: their keys and values in tensors.
+template <Scalar T>
+class TensorSequences {
+ public:
+  using Cached = T;
+  using Following = typename SplitWork<T, T>::Following;
+
+  TensorSequences(const Call<T>& call, const PackedSequences& offsets) noexcept
+      : call_(call), offsets_(offsets), x_(kv_view_of(call)) {}
+
+  Index count() const noexcept { return offsets_.sequences(); }
+  Index queries(Index s) const noexcept { return offsets_.queries(s); }
+  Index keys(Index s) const noexcept { return offsets_.keys(s); }
+
+  /// A sequence as a call of its own, and its keys and values.
+  struct One {
+    Call<T> call;
+    KvView<T> x;
+
+    One(const TensorSequences& all, Index s) noexcept : call(queries_of(all.call_, all.offsets_, s)) {
+      call.problem.keys = all.keys(s);
+      for (TensorView<const T>* rows : {&call.k, &call.v}) {
+        if (rows->data == nullptr) continue;
+        rows->data += all.offsets_.key_begin(s) * rows->length_stride;
+        rows->length = call.problem.keys;
+      }
+      x = kv_view_of(call);
+    }
+  };
+
+  /// The first keys that a worker reads of a sequence.
+  Following first_keys(Index s, Index kv_head) const noexcept {
+    const Index begin = offsets_.key_begin(s);
+    return {&x_, 0, kv_head, begin, begin + std::min(Splits(keys(s)).length, keys(s))};
+  }
+
+ private:
+  const Call<T>& call_;
+  const PackedSequences& offsets_;
+  const KvView<T> x_;
+};
+
 /// Runs each sequence as a call of its own. Sequences with a piece that would keep the last worker long run by
 /// themselves, divided as any call is; of the others whole pieces are shared out, the longest first. A piece is a
 /// head, or where few queries decode, the heads that share a key head.
-template <Scalar T>
+template <Scalar T, class Sequences>
 class PackedWorker {
+  using One = typename Sequences::One;
+  using Decoding = Decoder<T, typename Sequences::Cached>;
+
  public:
-  PackedWorker(const Call<T>& call, const PackedSequences& sequences, std::span<Evidence<T>> evidence,
+  /// `call`: that of all sequences.
+  PackedWorker(const Call<T>& call, const Sequences& sequences, std::span<Evidence<T>> evidence,
                Workspace& workspace, Index concurrency)
       : call_(call),
         sequences_(sequences),
         evidence_(evidence),
         workspace_(workspace),
         concurrency_(std::max(Index(1), concurrency)) {
-    const Index count = sequences.sequences();
+    const Index count = sequences.count();
     for (Index s = 0; s < count; ++s) total_ += cost(s) * static_cast<double>(pieces(s));
     for (Index s = 0; s < count; ++s) {
       if (sequences.queries(s) == 0 || alone(s)) continue;
@@ -70,7 +130,7 @@ class PackedWorker {
 
   template <class Run>
   void run(const Run& executor) {
-    const Index count = sequences_.sequences();
+    const Index count = sequences_.count();
     // All memory first, so that what throws has written no result; each reserve below finds it.
     workspace_.reserve(static_cast<std::size_t>(order_bytes_ + slots_ * slot_bytes_));
     for (Index s = 0; s < count; ++s)
@@ -80,8 +140,11 @@ class PackedWorker {
       for (Index s = 0; s < count; ++s) EvidenceAccess::reshape(*evidence_of(s), evidence_shape(s));
     }
 
-    for (Index s = 0; s < count; ++s)
-      if (runs_alone(s)) run_call(call_of(s), evidence_of(s), workspace_, executor, concurrency_);
+    for (Index s = 0; s < count; ++s) {
+      if (!runs_alone(s)) continue;
+      const One one(sequences_, s);
+      run_call(one.call, one.x, evidence_of(s), workspace_, executor, concurrency_);
+    }
     if (shared_ == 0) return;
 
     std::byte* const memory = workspace_.reserve(static_cast<std::size_t>(order_bytes_ + slots_ * slot_bytes_));
@@ -92,19 +155,28 @@ class PackedWorker {
     std::sort(order, order + shared_,
               [this](Index a, Index b) { return cost(a) > cost(b) || (cost(a) == cost(b) && a < b); });
     // Neighbours are often neighbours in memory: a few at a time, where that is not too much for one worker.
-    const double few = shared_cost_ / (cost(order[0]) * 8 * static_cast<double>(slots_));
+    const double few = shared_cost_ / (cost(order[0]) * 32 * static_cast<double>(slots_));
     const Index some = slots_ == 1 ? pieces_ : std::max(Index(1), static_cast<Index>(few));
     std::atomic<Index> next{0};
     executor.for_each(slots_, [&](Index slot) {
       std::byte* const scratch = memory + order_bytes_ + slot * slot_bytes_;
-      const Index* sequence = order;
-      Index first_piece = 0;  // of the sequence
+      Place at{order, 0};
+      Index before = -1;  // the sequence that used the memory last
       for (Index first; (first = next.fetch_add(some, std::memory_order_relaxed)) < pieces_;) {
         const Index end = std::min(first + some, pieces_);
         for (Index item = first; item < end; ++item) {
-          while (item - first_piece >= pieces(*sequence)) first_piece += pieces(*sequence++);
-          const bool last = item - first_piece + 1 == pieces(*sequence);
-          run_piece(*sequence, item - first_piece, item + 1 == end ? -1 : last ? sequence[1] : *sequence, scratch);
+          advance(at, item);
+          // What the same worker is likely to take next.
+          const Index likely = item + 1 < end ? item + 1 : next.load(std::memory_order_relaxed);
+          typename Sequences::Following following{};
+          if (likely < pieces_) {
+            Place then = at;
+            advance(then, likely);
+            const Index s = *then.sequence, piece = likely - then.first_piece;
+            following = sequences_.first_keys(s, piece * call_.problem.kv_heads / pieces(s));
+          }
+          run_piece(*at.sequence, item - at.first_piece, following, scratch, before == *at.sequence);
+          before = *at.sequence;
         }
       }
     });
@@ -133,65 +205,52 @@ class PackedWorker {
   bool runs_alone(Index s) const noexcept { return sequences_.queries(s) > 0 && alone(s); }
 
   Index piece_bytes(Index s) {
-    const Call<T> one = call_of(s);
-    if (!decodes(s)) return Worker<T>(one, evidence_of(s)).slot_bytes();
-    const KvView<T> x = kv_view_of(one);
-    return Decoder<T, T>(one, x, evidence_of(s)).bytes();
+    const One one(sequences_, s);
+    if (!decodes(s)) return Worker<T>(one.call, evidence_of(s)).slot_bytes();
+    return Decoding(one.call, one.x, evidence_of(s)).bytes();
   }
 
   EvidenceShape evidence_shape(Index s) {
-    const Call<T> one = call_of(s);
-    if (!decodes(s) || sequences_.queries(s) == 0) return Worker<T>(one, evidence_of(s)).evidence_shape();
-    const KvView<T> x = kv_view_of(one);
-    return Decoder<T, T>(one, x, evidence_of(s)).evidence_shape();
+    const One one(sequences_, s);
+    if (!decodes(s) || sequences_.queries(s) == 0) return Worker<T>(one.call, evidence_of(s)).evidence_shape();
+    return Decoding(one.call, one.x, evidence_of(s)).evidence_shape();
   }
 
-  /// `following`: the sequence of the piece that the same worker takes next, -1 if that is not known.
-  void run_piece(Index s, Index piece, Index following, std::byte* memory) noexcept {
-    const Call<T> one = call_of(s);
-    if (!decodes(s)) return Worker<T>(one, evidence_of(s)).run_head_in(memory, piece);
-    const KvView<T> x = kv_view_of(one);
-    Decoder<T, T> decoder(one, x, evidence_of(s));
-    if (following < 0) return decoder.run_group_in(memory, piece, {});
-    if (following == s) return decoder.run_group_in(memory, piece, decoder.keys_of_group(piece + 1));
-    const Call<T> other = call_of(following);
-    const KvView<T> y = kv_view_of(other);
-    decoder.run_group_in(memory, piece, Decoder<T, T>(other, y, nullptr).keys_of_group(0));
+  /// A sequence in the order that they are taken in, and the number of its first piece.
+  struct Place {
+    const Index* sequence;
+    Index first_piece;
+  };
+  /// On to the sequence of a piece.
+  void advance(Place& at, Index item) const noexcept {
+    while (item - at.first_piece >= pieces(*at.sequence)) at.first_piece += pieces(*at.sequence++);
+  }
+
+  /// `following`: the keys of the piece that the same worker takes next, a guess. `again`: the piece before was of this
+  /// sequence.
+  void run_piece(Index s, Index piece, const typename Sequences::Following& following, std::byte* memory,
+                 bool again) noexcept {
+    const One one(sequences_, s);
+    if (decodes(s))
+      Decoding(one.call, one.x, evidence_of(s)).run_group_in(memory, piece, following);
+    else
+      Worker<T>(one.call, evidence_of(s)).run_head_in(memory, piece, again);
   }
 
   void reserve_alone(Index s) {
-    const Call<T> one = call_of(s);
-    if (decodes(s)) {
-      const KvView<T> x = kv_view_of(one);
-      Decoder<T, T>(one, x, evidence_of(s), workspace_, concurrency_);
-    } else {
-      Worker<T>(one, evidence_of(s), workspace_, concurrency_);
-    }
+    const One one(sequences_, s);
+    if (decodes(s))
+      Decoding(one.call, one.x, evidence_of(s), workspace_, concurrency_);
+    else
+      Worker<T>(one.call, evidence_of(s), workspace_, concurrency_);
   }
 
   Evidence<T>* evidence_of(Index s) const noexcept {
     return evidence_.empty() ? nullptr : &evidence_[static_cast<std::size_t>(s)];
   }
 
-  Call<T> call_of(Index s) const noexcept {
-    Call<T> one = call_;
-    one.problem.batch = 1;
-    one.problem.queries = sequences_.queries(s), one.problem.keys = sequences_.keys(s);
-    one.first_batch = s;
-    auto take = [](auto& x, Index begin, Index length) {
-      if (x.data == nullptr) return;
-      x.data += begin * x.length_stride;
-      x.length = length;
-    };
-    take(one.q, sequences_.query_begin(s), one.problem.queries);
-    take(one.out, sequences_.query_begin(s), one.problem.queries);
-    take(one.k, sequences_.key_begin(s), one.problem.keys);
-    take(one.v, sequences_.key_begin(s), one.problem.keys);
-    return one;
-  }
-
   const Call<T>& call_;
-  const PackedSequences& sequences_;
+  const Sequences& sequences_;
   std::span<Evidence<T>> evidence_;
   Workspace& workspace_;
   Index concurrency_;

@@ -101,6 +101,33 @@ struct CacheRows {
   }
 };
 
+/// Gives a call its keys and values, of the sequences from rows.first on: where they lie, or as `rows` loads them,
+/// which must outlive it. `pairs`: for products of bf16, if the machine has them.
+template <Scalar T, class Stored>
+void take_rows(Call<T>& call, const CacheRows<T, Stored>& rows, bool pairs) noexcept {
+  const Problem& p = call.problem;
+  call.k = bhsd(static_cast<const T*>(nullptr), p.batch, p.kv_heads, p.keys, p.dim);
+  call.v = bhsd(static_cast<const T*>(nullptr), p.batch, p.kv_heads, p.keys, p.value_dim);
+  call.source = rows.source(pairs);
+  if constexpr (std::is_same_v<Stored, T>)
+    if (!rows.x.block_table.given()) {
+      auto these = [&](TensorView<const T> all) {
+        if (all.data != nullptr) all.data += rows.first * all.batch_stride;
+        all.batch = p.batch, all.length = p.keys;
+        return all;
+      };
+      call.k = these(rows.x.keys), call.v = these(rows.x.values), call.source = {};
+    }
+}
+
+/// Throws std::bad_alloc if the rows that a worker keeps of a head cannot be counted in bytes: what shares memory in
+/// the cache does not there. Sizes were checked to stay below 2^43 each.
+inline void check_kept_rows(const Problem& p) {
+  if (multiply_overflows(p.keys, p.dim + p.value_dim) ||
+      p.keys * (p.dim + p.value_dim) > std::numeric_limits<Index>::max() / 64)
+    throw std::bad_alloc();
+}
+
 /// Runs a call of many queries on a cache: all sequences at once where they have one length, else one by one.
 /// `pairs`: with products of bf16, if the machine has them.
 template <Scalar T, class Stored, class Run>
@@ -110,13 +137,9 @@ void run_prefill(const Call<T>& call, const KvView<Stored>& x, bool pairs, Evide
   bool uniform = true;
   for (Index b = 0; b < p.batch; ++b) uniform = uniform && x.length(b) == p.keys;
   const Index together = uniform ? p.batch : 1;
-  // What a worker keeps of a head: rows that share memory in the cache do not here. Sizes were checked to stay below
-  // 2^43 each.
-  if (multiply_overflows(p.keys, p.dim + p.value_dim) ||
-      p.keys * (p.dim + p.value_dim) > std::numeric_limits<Index>::max() / 64)
-    throw std::bad_alloc();
+  check_kept_rows(p);
 
-  // The call of the sequences from `first` on, whose rows lie where they are or come from `rows`.
+  // The call of the sequences from rows.first on.
   auto call_of = [&](const CacheRows<T, Stored>& rows, Index keys) {
     const Index first = rows.first;
     Call<T> one = call;
@@ -125,18 +148,7 @@ void run_prefill(const Call<T>& call, const KvView<Stored>& x, bool pairs, Evide
     one.q.data = call.q.data + first * call.q.batch_stride;
     if (p.value_dim > 0) one.out.data = call.out.data + first * call.out.batch_stride;
     one.first_batch = call.first_batch + first;
-    one.k = bhsd(static_cast<const T*>(nullptr), together, p.kv_heads, keys, p.dim);
-    one.v = bhsd(static_cast<const T*>(nullptr), together, p.kv_heads, keys, p.value_dim);
-    one.source = rows.source(pairs);
-    if constexpr (std::is_same_v<Stored, T>)
-      if (!x.block_table.given()) {
-        auto these = [&](TensorView<const T> all) {
-          if (all.data != nullptr) all.data += first * all.batch_stride;
-          all.batch = together, all.length = keys;
-          return all;
-        };
-        one.k = these(x.keys), one.v = these(x.values), one.source = {};
-      }
+    take_rows(one, rows, pairs);
     return one;
   };
   auto run = [&](Index first) {

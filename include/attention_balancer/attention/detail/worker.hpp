@@ -82,10 +82,10 @@ class Worker {
 
   Index slot_bytes() const noexcept { return slot_bytes_; }
 
-  /// All of one head, in memory of slot_bytes().
-  void run_head_in(std::byte* memory, Index head) noexcept {
+  /// All of one head, in memory of slot_bytes(). `again`: the last to use it was another head of the same call.
+  void run_head_in(std::byte* memory, Index head, bool again) noexcept {
     Scratch<T> scratch;
-    scratch.carve(memory, call_, whole_strip(), partial_size_);
+    scratch.carve(memory, call_, whole_strip(), partial_size_, again);
     run_head(head, scratch);
   }
 

@@ -44,8 +44,7 @@ CacheKeeper::CacheKeeper(const CacheBudget& budget, const LlamaShape& shape, Ind
     throw ab::BudgetError("the budget of a cache is " + std::to_string(budget.tokens) + ", but must be at least " +
                           std::to_string(least) + " tokens");
   if (!observes()) return;
-  const Index lists = keeps_by_head(budget.rule) ? shape.kv_heads : 1;
-  seen_.assign(static_cast<std::size_t>(shape.layers * batch * lists), Accumulated(shape.heads, budget.decay));
+  seen_.assign(static_cast<std::size_t>(shape.layers * batch), Accumulated(shape.heads, budget.decay));
 }
 
 CacheKeeper::Index CacheKeeper::capacity(Index tokens) const {
@@ -60,10 +59,7 @@ AfterAttention CacheKeeper::observer() {
 }
 
 void CacheKeeper::observe(Index layer, const Evidence& evidence) {
-  const Index lists = static_cast<Index>(seen_.size()) / (shape_.layers * batch_);
-  for (Index b = 0; b < batch_; ++b)
-    for (Index list = 0; list < lists; ++list)
-      seen_[static_cast<std::size_t>((layer * batch_ + b) * lists + list)].add(evidence, b);
+  for (Index b = 0; b < batch_; ++b) seen_[static_cast<std::size_t>(layer * batch_ + b)].add(evidence, b);
 }
 
 void CacheKeeper::balance() {
@@ -90,22 +86,18 @@ void CacheKeeper::evict(ab::KvCache<Stored>& cache, Index layer, Index sequence,
   const auto pins = ab::allocate::sinks_and_recent(tokens, budget_.first, latest);
   if (!observes())
     return ab::execute::evict(cache, sequence, ab::execute::token_budget(blind_scores(tokens), keep, pins));
-  if (!keeps_by_head(budget_.rule)) {
-    auto& seen = seen_[static_cast<std::size_t>(layer * batch_ + sequence)];
+  auto& seen = seen_[static_cast<std::size_t>(layer * batch_ + sequence)];
+  if (!keeps_by_head(budget_.rule))
     return ab::execute::evict(cache, sequence, ab::execute::token_budget(seen.sum(), keep, pins), seen);
-  }
-  std::vector<Index> kept;
+  const auto scores = seen.sum(ab::KvHeads{shape_.kv_heads, ab::Heads::sum});
+  std::vector<ab::execute::TokenPlan> plans;
   double lost = 0;
   for (Index head = 0; head < shape_.kv_heads; ++head) {
-    auto& seen = seen_[static_cast<std::size_t>((layer * batch_ + sequence) * shape_.kv_heads + head)];
-    const auto scores = seen.sum(ab::KvHeads{shape_.kv_heads, ab::Heads::sum});
-    const auto plan = ab::execute::token_budget(scores[head], keep, pins);
-    kept.insert(kept.end(), plan.kept().begin(), plan.kept().end());
-    for (const Index slot : plan.dropped())
+    plans.push_back(ab::execute::token_budget(scores[head], keep, pins));
+    for (const Index slot : plans.back().dropped())
       lost += static_cast<double>(scores[head][static_cast<std::size_t>(slot)]);
-    seen.compact(plan.kept());
   }
-  cache.keep_by_head(sequence, kept);
+  ab::execute::evict(cache, sequence, plans, seen);
   lost_[static_cast<std::size_t>(layer)] += static_cast<float>(lost / static_cast<double>(tokens - keep));
 }
 

@@ -70,7 +70,7 @@ class CacheKeeper {
   Index spare_;  // slots that an eviction frees: one at a time would move the rest each time
   Index steps_ = 0;
   std::vector<Index> tokens_;      // [layers]
-  std::vector<Accumulated> seen_;  // [layers, batch, key heads of by_head]
+  std::vector<Accumulated> seen_;  // [layers, batch]
   std::vector<float> lost_;        // [layers] attention that a token evicted last had received, on the mean
   attention_balancer::ResourceBalancer<float, attention_balancer::allocate::Bounded<float>> balancer_;
   std::mt19937_64 random_;

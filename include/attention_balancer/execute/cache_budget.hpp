@@ -2,6 +2,8 @@
 // Keeping a cache of keys and values within its budget: by token or by page, with all that belongs to the tokens.
 
 #include <algorithm>
+#include <array>
+#include <memory>
 #include <span>
 #include <string>
 #include <tuple>
@@ -65,6 +67,78 @@ void compact_state(S& state, Index sequence, std::span<const Index> kept) {
   }
 }
 
+/// Throws InputError if a state that compacts itself is given twice.
+template <class... States>
+void check_distinct_states(const States&... states) {
+  const std::array<const void*, sizeof...(States)> all{
+      (compacts_apart<States> ? static_cast<const void*>(std::addressof(states)) : nullptr)...};
+  for (std::size_t i = 0; i < all.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j)
+      if (all[i] != nullptr && all[i] == all[j])
+        fail<InputError>("state " + std::to_string(i + 1), "the same as state " + std::to_string(j + 1),
+                         "be compacted once only");
+}
+
+/// The same with slots of its own for each KV head, such as saliency::Accumulated.
+template <class S>
+concept CompactingByHead = SelfCompacting<S> && requires(S& s, std::span<const Index> kept, Index kv_heads) {
+  { s.heads() } -> std::convertible_to<Index>;
+  s.compact_by_head(kept, kv_heads);
+};
+
+template <class S>
+inline constexpr bool follows_heads =
+    (is_evidence<std::remove_cvref_t<S>> || CompactingByHead<std::remove_cvref_t<S>>)&&is_lasting<S>;
+
+template <class S>
+void check_heads(const S& state, Index kv_heads) {
+  if (const auto heads = static_cast<Index>(state.heads()); heads % kv_heads != 0)
+    fail<ShapeError>(is_evidence<S> ? "evidence heads" : "heads of a state", heads,
+                     "be a multiple of the cache's kv_heads = " + std::to_string(kv_heads));
+}
+
+/// kept [Hkv, n] of one plan for each KV head. Throws ShapeError unless they are for `tokens` tokens and keep as many.
+template <class Plan>
+std::vector<Index> kept_by_head(std::span<const Plan> plans, Index kv_heads, Index tokens) {
+  if (static_cast<Index>(plans.size()) != kv_heads)
+    fail<ShapeError>("number of plans", plans.size(), "be the cache's kv_heads, " + std::to_string(kv_heads));
+  std::vector<Index> kept;
+  for (std::size_t h = 0; h < plans.size(); ++h) {
+    auto of = [h](const char* what) { return what + std::to_string(h); };
+    if (plans[h].items() != tokens)
+      fail<ShapeError>(of("number of tokens of the plan of head "), plans[h].items(),
+                       "be those of the sequence, " + std::to_string(tokens));
+    if (plans[h].size() != plans[0].size())
+      fail<ShapeError>(of("number of tokens kept by the plan of head "), plans[h].size(),
+                       "be that of head 0, " + std::to_string(plans[0].size()));
+    kept.insert(kept.end(), plans[h].kept().begin(), plans[h].kept().end());
+  }
+  return kept;
+}
+
+template <class Cache, class Plan, class... States>
+void evict_by_head(Cache& cache, Index sequence, std::span<const Plan> plans, States&&... states) {
+  constexpr bool by_head = (follows_heads<States&&> && ...);
+  static_assert(by_head,
+                "attention_balancer: with a plan for each KV head, a state is an Evidence or has compact_by_head(kept, "
+                "kv_heads), and is an lvalue: what has one entry per token cannot follow several plans");
+  if constexpr (by_head) {
+    const Index tokens = cache.length(sequence), kv_heads = cache.kv_heads();
+    const std::vector<Index> kept = kept_by_head(plans, kv_heads, tokens);
+    (check_state(std::as_const(states), sequence, tokens), ...);
+    (check_heads(std::as_const(states), kv_heads), ...);
+    check_distinct_states(states...);
+    cache.keep_by_head(sequence, kept);  // first: what follows does not allocate
+    auto compact = [&](auto& state) {
+      if constexpr (!is_evidence<std::remove_cvref_t<decltype(state)>>)
+        state.compact_by_head(kept, kv_heads);
+      else if (state.has_mass())
+        EvidenceAccess::keep(state, sequence, kept, kv_heads);
+    };
+    (compact(states), ...);
+  }
+}
+
 /// The pages of which `kept` tokens of `tokens` hold all, and whether those are all of `kept`.
 template <class = void>
 bool whole_pages(std::span<const Index> kept, Index tokens, Index page_size, std::vector<Index>& pages) {
@@ -99,8 +173,8 @@ namespace execute {
 /// [B, Hq, 1, Nk] made from cache.position(b, kv_head, slot). Keys that were rotated (RoPE) before they were appended
 /// keep their places.
 ///
-/// Throws ShapeError if the plan or a state is for another number of tokens, InputError as TokenPlan::compact does;
-/// then nothing has been changed.
+/// Throws ShapeError if the plan or a state is for another number of tokens, InputError if a state is given twice; then
+/// nothing has been changed.
 template <class Cache, class... States>
 void evict(Cache& cache, Index sequence, const TokenPlan& plan, States&&... states) {
   const Index tokens = cache.length(sequence);
@@ -108,6 +182,7 @@ void evict(Cache& cache, Index sequence, const TokenPlan& plan, States&&... stat
     detail::fail<ShapeError>("number of tokens of the plan", plan.tokens(),
                              "be those of the sequence, " + std::to_string(tokens));
   (detail::check_state(std::as_const(states), sequence, tokens), ...);
+  detail::check_distinct_states(states...);
   std::vector<Index> pages;
   bool by_page = false;
   if constexpr (requires { cache.keep_blocks(sequence, plan.kept()); })
@@ -118,6 +193,26 @@ void evict(Cache& cache, Index sequence, const TokenPlan& plan, States&&... stat
   if constexpr (requires { cache.keep_blocks(sequence, plan.kept()); })
     if (by_page) return cache.keep_blocks(sequence, pages);
   cache.keep(sequence, plan.kept());
+}
+
+/// The same with a plan of its own for each KV head, all for as many tokens and keeping as many (H2O, arXiv 2306.14048,
+/// evicts so): slot i of head h becomes what slot plans[h].kept()[i] was, and query heads follow their KV head.
+///
+///     const auto scores = accumulated.sum(ab::KvHeads{kv_heads, ab::Heads::sum});
+///     ab::execute::evict(cache, 0, ab::allocate::top_k(scores, 64), evidence, accumulated);
+///
+/// A state has numbers for each head: an Evidence, saliency::Accumulated, or another with heads(), slots() and
+/// compact_by_head(kept, kv_heads). What has one entry per token cannot follow several plans, and does not compile.
+/// Throws ShapeError if there is not one plan for each KV head, if they differ in how many they keep, if one or a state
+/// is for another number of tokens, or if a state has heads that the KV heads cannot share, InputError if a state is
+/// given twice; then nothing has been changed.
+template <class Cache, class... States>
+void evict(Cache& cache, Index sequence, std::span<const TokenPlan> plans, States&&... states) {
+  detail::evict_by_head(cache, sequence, plans, std::forward<States>(states)...);
+}
+template <class Cache, class... States>
+void evict(Cache& cache, Index sequence, std::span<const allocate::Selection> plans, States&&... states) {
+  detail::evict_by_head(cache, sequence, plans, std::forward<States>(states)...);
 }
 
 }  // namespace execute

@@ -27,8 +27,8 @@ enum class Accumulate {
 ///     S_j <- decay * S_j + c_j         X_j <- decay * X_j + exposure_j
 ///
 /// with decay 1 nothing is forgotten, as in H2O. sum() is S, per_exposure() is S / X, which ranks otherwise: late
-/// keys had fewer queries to be seen by. Slots past the ones known are new keys and start at 0. All heads keep the
-/// same slots; where KV heads evict different ones, give each an Accumulated of its own.
+/// keys had fewer queries to be seen by. Slots past the ones known are new keys and start at 0. All heads keep as many
+/// slots; where KV heads evict different ones, compact_by_head follows them.
 ///
 /// Persistence counts, of every call, the weight of its queries if the key's mass is at least 1 / keys of them;
 /// that is Scissorhands' count, turned round, when every call is one query.
@@ -102,6 +102,26 @@ class Accumulated {
     for (auto& row : values_) {
       for (std::size_t k = 0; k < kept.size(); ++k) row[k] = row[static_cast<std::size_t>(kept[k])];
       row.resize(kept.size());
+    }
+  }
+
+  /// The same with a list of its own for each KV head, kept [Hkv, n], which its query heads follow: as
+  /// KvCache::keep_by_head. Throws ShapeError if the heads are no multiple of kv_heads or the lists are not of one
+  /// size, InputError as compact does, and changes nothing then.
+  void compact_by_head(std::span<const Index> kept, Index kv_heads) {
+    if (kv_heads < 1 || heads_ % kv_heads != 0)
+      detail::fail<ShapeError>("number of KV heads to compact by", kv_heads,
+                               "divide the heads, " + std::to_string(heads_));
+    const auto lists = static_cast<std::size_t>(kv_heads), n = kept.size() / lists;
+    if (kept.size() % lists != 0)
+      detail::fail<ShapeError>("number of kept slots", kept.size(),
+                               "be the same for each of " + std::to_string(kv_heads) + " heads");
+    for (std::size_t list = 0; list < lists; ++list) detail::check_kept(kept.subspan(list * n, n), slots());
+    for (std::size_t row = 0; row < values_.size(); ++row) {
+      const std::size_t head = row % static_cast<std::size_t>(heads_);
+      const auto list = kept.subspan(head * lists / static_cast<std::size_t>(heads_) * n, n);
+      for (std::size_t k = 0; k < n; ++k) values_[row][k] = values_[row][static_cast<std::size_t>(list[k])];
+      values_[row].resize(n);
     }
   }
 

@@ -59,16 +59,19 @@ struct EvidenceAccess {
   }
 
   /// Entry k of what item `batch` has per key becomes what entry kept[k] was. The number of keys shrinks if it is the
-  /// only item; otherwise what is behind becomes 0.
+  /// only item; otherwise what is behind becomes 0. With several `lists`, kept [lists, n], each is for as many heads,
+  /// whose number it divides.
   template <class T>
-  static void keep(Evidence<T>& e, Index batch, std::span<const Index> kept) {
-    const Index keys = e.keys_, size = static_cast<Index>(kept.size()), shrunk = e.batch_ == 1 ? size : keys;
+  static void keep(Evidence<T>& e, Index batch, std::span<const Index> kept, Index lists = 1) {
+    const Index keys = e.keys_, size = static_cast<Index>(kept.size()) / lists, shrunk = e.batch_ == 1 ? size : keys;
     auto compact = [&](std::vector<T>& values, Index rows) {
       if (values.empty()) return;
       for (Index r = 0; r < rows; ++r) {
         const T* from = values.data() + (batch * rows + r) * keys;
         T* to = values.data() + batch * rows * keys + r * shrunk;  // never past `from`
-        for (Index k = 0; k < size; ++k) to[k] = from[kept[static_cast<std::size_t>(k)]];
+        // An exposure that all heads share is that of a call without masks, the same for every key.
+        const Index* list = kept.data() + r * lists / rows * size;
+        for (Index k = 0; k < size; ++k) to[k] = from[list[k]];
         std::fill(to + size, to + shrunk, T(0));
       }
       if (shrunk != keys) values.resize(static_cast<std::size_t>(rows * shrunk));

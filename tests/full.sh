@@ -1,7 +1,7 @@
 #!/bin/sh
-# What must hold beyond tests/run.sh: both compilers, every instruction set that this machine can run, 64-bit Arm under
-# qemu, a newer xsimd, and the sanitizers. Each is a preset with a build folder of its own; the logs are
-# build-<preset>/log.txt. Usage: sh tests/full.sh [preset]...   (without any: all but debug and those that repeat one)
+# What must hold beyond tests/run.sh: clang, every instruction set that this machine can run, 64-bit Arm under qemu, a
+# newer xsimd, and the sanitizers. Each is a preset with a build folder of its own; the logs are build-<preset>/log.txt.
+# Usage: sh tests/full.sh [preset]...   (without any: those that a change needs; clang-release takes as long as they do)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -60,10 +60,10 @@ check() {
   [ "$bad" -eq 0 ] || tail -n 60 "$log"
 }
 
-# clang-release, like tests/run.sh, takes all that this machine has: AVX-512 where it is there, so avx512 adds nothing to
-# them, clang-avx2 little, and avx2 nothing where AVX2 is all. The shortest first.
+# clang and tests/run.sh take all that this machine has: AVX-512 where it is there, so avx512 adds nothing to them,
+# clang-avx2 little, and avx2 nothing where AVX2 is all. The shortest first.
 if [ $# -eq 0 ]; then
-  set -- tsan scalar sse2 clang-release asan-ubsan neon
+  set -- tsan scalar sse2 clang neon asan-ubsan
   if has avx512f; then set -- avx2 "$@"; fi
   # The newer xsimd costs nothing where the sanitizers look at it: they compile nearly the same files.
   if runs_here xsimd-13; then sanitized=-DATTENTION_BALANCER_HOST_HEADERS=build-xsimd-13/debian/usr/include; fi

@@ -173,31 +173,35 @@ TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]"
 TEMPLATE_TEST_CASE("balancer: units are exact within whole bounds, or it says why not", "[property]", float,
                    double) {
   using T = TestType;
-  holds("units(total)", [] {
-    const auto n = property::size();
-    const double even = 1.0 / static_cast<double>(n);
-    const T floor = static_cast<T>(even * property::in_range(0, 11) / 10.0);
-    const T cap = static_cast<T>(std::min(1.0, even * (1 + property::in_range(1, 30) / 10.0)));
-    ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(static_cast<Index>(n), {.floor = floor, .cap = cap});
-    for (int t = 0; t < 4; ++t) balancer.update(signal<T>(n));
-    const Index total = property::in_range<Index>(0, property::coin() ? Index(1) << 40 : 100);
-    const auto whole = ab::apportion::unit_limits(ab::allocate::Limits<T>{floor, cap, true}, total);
-    const auto items = static_cast<Index>(n);
-    if (whole.lower > whole.upper || whole.lower * items > total || whole.upper * items < total) {
-      PROPERTY_THROWS(balancer.units(total), ab::BudgetError);
-      return;
-    }
-    const auto units = balancer.units(total);
-    PROPERTY(std::accumulate(units.begin(), units.end(), Index(0)) == total);
-    const double t = static_cast<double>(total);
-    for (std::size_t i = 0; i < n; ++i) {
-      PROPERTY(units[i] >= whole.lower && units[i] <= whole.upper);
-      // No more than a rounding error outside the bounds as they are written.
-      PROPERTY(double(units[i]) >= t * double(floor) * (1 - property::epsilon<T>()) - 1e-9);
-      PROPERTY(double(units[i]) <= t * double(cap) * (1 + property::epsilon<T>()) + 1e-9);
-    }
-    const auto item = property::in_range<std::size_t>(0, n);
-    const auto report = balancer.explain(static_cast<Index>(item));
-    PROPERTY(report.rounding && report.rounding->units == units[item]);
-  });
+  holds(
+      "units(total)",
+      [] {
+        const auto n = property::size();
+        const double even = 1.0 / static_cast<double>(n);
+        const T floor = static_cast<T>(even * property::in_range(0, 11) / 10.0);
+        const T cap = static_cast<T>(std::min(1.0, even * (1 + property::in_range(1, 30) / 10.0)));
+        ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(static_cast<Index>(n),
+                                                                   {.floor = floor, .cap = cap});
+        for (int t = 0; t < 4; ++t) balancer.update(signal<T>(n));
+        const Index total = property::in_range<Index>(0, property::coin() ? Index(1) << 40 : 100);
+        const auto whole = ab::apportion::unit_limits(ab::allocate::Limits<T>{floor, cap, true}, total);
+        const auto items = static_cast<Index>(n);
+        if (whole.lower > whole.upper || whole.lower * items > total || whole.upper * items < total) {
+          PROPERTY_THROWS(balancer.units(total), ab::BudgetError);
+          return;
+        }
+        const auto units = balancer.units(total);
+        PROPERTY(std::accumulate(units.begin(), units.end(), Index(0)) == total);
+        const double t = static_cast<double>(total);
+        for (std::size_t i = 0; i < n; ++i) {
+          PROPERTY(units[i] >= whole.lower && units[i] <= whole.upper);
+          // No more than a rounding error outside the bounds as they are written.
+          PROPERTY(double(units[i]) >= t * double(floor) * (1 - property::epsilon<T>()) - 1e-9);
+          PROPERTY(double(units[i]) <= t * double(cap) * (1 + property::epsilon<T>()) + 1e-9);
+        }
+        const auto item = property::in_range<std::size_t>(0, n);
+        const auto report = balancer.explain(static_cast<Index>(item));
+        PROPERTY(report.rounding && report.rounding->units == units[item]);
+      },
+      1000);
 }

@@ -168,7 +168,8 @@ TEMPLATE_TEST_CASE("a part that all keys share costs the gradients of the querie
                                   {1, 6, 2, 1, 300, 16, 16},
                                   {1, 6, 2, 3, 100, 19, 16},
                                   {1, 1, 1, 6, 1, 16, 16},
-                                  {1, 3, 1, 8, 700, 16, 16}}) {
+                                  {1, 3, 1, 8, 700, 16, 16},
+                                  {1, 8, 1, 4, 200, 19, 16}}) {
     const support::Inputs<T> in(s, random);
     const support::Upstream<T> up(s, random, false);
     // A logit of about 400 for every key.

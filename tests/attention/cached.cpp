@@ -67,6 +67,7 @@ TEMPLATE_TEST_CASE("attention to a cache is the reference on what it holds", "[a
   for (const Index page_size : {1, 7, 16, 130}) {
     const Index dim = i % 2 == 0 ? 40 : 64, value_dim = i % 3 == 0 ? 19 : 32,
                 queries = i == 0   ? 1
+                          : i == 1 ? 8
                           : i == 2 ? 20
                                    : 3;
     ++i;

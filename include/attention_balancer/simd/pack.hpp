@@ -132,6 +132,15 @@ ATTENTION_BALANCER_INLINE S in_register(const S& x) noexcept {
 #endif
 }
 
+/// An address, the same way: g++ would take it apart, and keep its sum with each offset in a register of its own.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE const T* in_register(const T* x) noexcept {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+  asm("" : "+r"(x));
+#endif
+  return x;
+}
+
 /// first, first + 1, ... over the lanes.
 template <class S>
 ATTENTION_BALANCER_INLINE S iota(scalar_of<S> first) noexcept {

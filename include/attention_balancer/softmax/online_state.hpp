@@ -18,10 +18,10 @@ inline constexpr int block_packs = 3;
 template <Scalar T>
 inline constexpr T infinity = std::numeric_limits<T>::infinity();
 
-/// The state of a block of queries (at most block_packs packs of it are used).
+/// The state of a block of queries, at most four packs of them.
 template <Scalar T>
 struct OnlineState {
-  static constexpr int width = block_packs * simd::lanes<T>;
+  static constexpr int width = 4 * simd::lanes<T>;
 
   alignas(64) T top[width];     // the largest score so far; -inf if none is visible
   alignas(64) T sum[width];     // sum of 2^y, y = (logit - top logit) * log2(e)
@@ -71,8 +71,8 @@ bool raise_top(OnlineState<T>& state, const T* candidate) noexcept {
   return raised_any;
 }
 
-/// As weigh, for scores in or not in bits.
-template <Scalar T, int V, bool Entropy, bool InBits>
+/// As weigh, for scores in or not in bits. `Marked`: as weigh_row.
+template <Scalar T, int V, bool Entropy, bool InBits, bool Marked = false>
 ATTENTION_BALANCER_NOINLINE void weigh_scores(T* scores, Index keys, OnlineState<T>& state) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>;
@@ -85,10 +85,12 @@ ATTENTION_BALANCER_NOINLINE void weigh_scores(T* scores, Index keys, OnlineState
     for (int v = 0; v < V; ++v) {
       T* at = scores + (j * V + v) * n;
       // Subtracted first: a difference of scores is exact where it matters.
-      S y = simd::load_aligned<S>(at) - offset[v];
+      const S score = simd::load_aligned<S>(at);
+      S y = score - offset[v];
       if constexpr (!InBits) y = y * log2_e;
       y = simd::clamp_exponent(y);
-      const S weight = simd::exp2_clamped(y);
+      S weight = simd::exp2_clamped(y);
+      if constexpr (Marked) weight = simd::select(score == S(-infinity<T>), S(T(-0.0)), weight);
       simd::store_aligned(at, weight);
       sum[v] = sum[v] + weight;
       if constexpr (Entropy) dot[v] = simd::fma(weight, y, dot[v]);

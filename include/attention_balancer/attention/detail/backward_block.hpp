@@ -31,7 +31,7 @@ class BackwardBlock {
         s_(scratch),
         sums_(sums),
         in_bits_(scores_in_bits(call.forward)),
-        decoded_(decodes(call.forward)),
+        decoded_(decodes(call.forward) && !rows_are_lanes<T>(p_)),
         guard_(!keys_finite) {}
 
   void run() noexcept {

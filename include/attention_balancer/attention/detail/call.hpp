@@ -108,14 +108,23 @@ struct Call {
   Index first_batch = 0;  // what policies are told batch item 0 is: the number of a packed sequence
 };
 
-/// Up to so many queries a head decodes; more fill the lanes of the other kernel well enough. By the number of
-/// queries only: a head gets the same bits whichever heads share its keys.
+/// Up to so many queries a head decodes; more fill the lanes of the other kernel well enough.
 inline constexpr Index decode_queries = 8;
 
 /// Whether a call has so few queries that it decodes; sparse normalisers do not.
 template <Scalar T>
 bool decodes(const Call<T>& call) noexcept {
   return call.problem.queries <= decode_queries && !is_sparse(call.normalization);
+}
+
+/// Whether the rows of a decoding group, the queries of the heads that share a key head, are lanes: where there are
+/// eight and they fill two packs or more, but for an eighth. One pack loads as often as it multiplies, and lanes
+/// without a row are work for nothing. By this shape only: it decides the order of sums.
+template <Scalar T>
+constexpr bool rows_are_lanes(const Problem& p) noexcept {
+  constexpr Index n = simd::lanes<T>;
+  const Index rows = p.heads / p.kv_heads * p.queries, packs = (rows + n - 1) / n;
+  return n > 1 && packs > 1 && rows >= 8 && 8 * rows >= 7 * packs * n;
 }
 
 /// Whether scores are in bits, logits times log2(e), which spares the softmax a multiplication. They are logits for

@@ -46,16 +46,18 @@ inline constexpr Index table_slack = 16;
 /// are on their way, and waits when they are all taken. Any rows will do.
 template <class Stored>
 class AskAhead {
+  static constexpr int most_at_once = 64;
+
  public:
   ATTENTION_BALANCER_INLINE AskAhead(const Stored* const* rows, Index dim) noexcept
       : row_(rows), dim_(std::max<Index>(most_at_once, (dim + 15) / 16 * 16)) {}
 
   /// To be called for each `Features` features that are worked on, whole packs. Without a branch: compilers make
   /// copies of the loops around it for each way it can go, and run out of registers there. Asking again for a line
-  /// costs less.
-  template <int Features>
+  /// costs less. `Grain`: how many at a time, of those that divide the features.
+  template <int Features, int Grain = most_at_once>
   ATTENTION_BALANCER_INLINE void step() noexcept {
-    constexpr int piece = std::min(Features, most_at_once);
+    constexpr int piece = std::min(Features, Grain);
     static_assert(Features % piece == 0);
     ATTENTION_BALANCER_UNROLL
     for (int p = 0; p < Features; p += piece) {
@@ -71,7 +73,6 @@ class AskAhead {
   }
 
  private:
-  static constexpr int most_at_once = 64;
   static constexpr Index per_line = 64 / static_cast<Index>(sizeof(Stored));
   const Stored* const* row_;
   Index at_ = 0;

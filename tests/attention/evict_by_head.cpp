@@ -114,6 +114,39 @@ TEST_CASE("each head of an evicted cache attends to what its plan kept", "[atten
   }
 }
 
+TEST_CASE("the evidence of each of the packed queries follows its own sequence", "[attention][cache][packed]") {
+  support::Random random(84);
+  const std::vector<Index> lengths{tokens, 50}, offsets{0, 12, 13};
+  const support::Inputs<float> in({2, heads, kv_heads, 13, tokens, 16, 7}, random);
+  ab::KvCache<float> cache(2, kv_heads, tokens, 16, 7), other(2, kv_heads, tokens, 16, 7);
+  for (Index b = 0; b < 2; ++b)
+    for (auto* x : {&cache, &other}) {
+      const Index n = lengths[static_cast<std::size_t>(b)];
+      x->append(b, part(in.k.view(), b, 0, n), part(in.v.view(), b, 0, n));
+    }
+  std::vector<ab::Evidence<float>> evidence(2);
+  Tensor<float> out(Layout::bhsd, 1, heads, 13, 7);
+  ab::attention(part(in.q.view(), 0, 0, 13), cache, out.view(), ab::PackedQueries(offsets), ab::observe(evidence));
+  for (Index b = 0; b < 2; ++b) {
+    INFO("sequence " << b);
+    ab::Evidence<float>& mine = evidence[static_cast<std::size_t>(b)];
+    ab::Evidence<float> by_head = mine;
+    const ab::Evidence<float> before = mine;
+    const Index n = lengths[static_cast<std::size_t>(b)];
+    const Plans plans{{n, {1, 4, 30}}, {n, {0, 2, 49}}};
+    CHECK_THROWS_WITH(ab::execute::evict(cache, b, plans, evidence[static_cast<std::size_t>(1 - b)]),
+                      Catch::Matchers::ContainsSubstring("evidence keys"));
+    ab::execute::evict(other, b, plans[1], mine);
+    ab::execute::evict(cache, b, plans, by_head);
+    for (Index h = 0; h < heads; ++h) {
+      CHECK(follows(mine.mass(0, h), copy(before.mass(0, h)), plans[1]));
+      CHECK(follows(by_head.mass(0, h), copy(before.mass(0, h)), plans[static_cast<std::size_t>(h / 3)]));
+    }
+    CHECK(mine.keys() == 3);
+    CHECK(by_head.keys() == 3);
+  }
+}
+
 TEST_CASE("plans by head that do not fit are refused, and nothing is changed", "[attention][cache]") {
   using Catch::Matchers::ContainsSubstring;
   using ab::execute::TokenPlan;

@@ -43,11 +43,18 @@ auto plain_state(S&& state) {
     return std::tuple<S&&>(std::forward<S>(state));
 }
 
+/// The item of an evidence that a sequence is: the only one, such as observing packed queries leaves for each sequence,
+/// or that of its number.
+template <class T>
+Index evidence_item(const Evidence<T>& evidence, Index sequence) noexcept {
+  return evidence.batch() == 1 ? 0 : sequence;
+}
+
 template <class S>
 void check_state(const S& state, Index sequence, Index tokens) {
   if constexpr (is_evidence<S>) {
     if (!state.has_mass()) return;
-    if (sequence >= state.batch())
+    if (evidence_item(state, sequence) >= state.batch())
       fail<ShapeError>("sequence", sequence, "be in the evidence, whose batch is " + std::to_string(state.batch()));
     if (state.keys() < tokens || (state.batch() == 1 && state.keys() != tokens))
       fail<ShapeError>("evidence keys", state.keys(), "be those of the sequence, " + std::to_string(tokens));
@@ -61,7 +68,7 @@ void check_state(const S& state, Index sequence, Index tokens) {
 template <class S>
 void compact_state(S& state, Index sequence, std::span<const Index> kept) {
   if constexpr (is_evidence<S>) {
-    if (state.has_mass()) EvidenceAccess::keep(state, sequence, kept);
+    if (state.has_mass()) EvidenceAccess::keep(state, evidence_item(state, sequence), kept);
   } else if constexpr (SelfCompacting<S>) {
     state.compact(kept);
   }
@@ -133,7 +140,7 @@ void evict_by_head(Cache& cache, Index sequence, std::span<const Plan> plans, St
       if constexpr (!is_evidence<std::remove_cvref_t<decltype(state)>>)
         state.compact_by_head(kept, kv_heads);
       else if (state.has_mass())
-        EvidenceAccess::keep(state, sequence, kept, kv_heads);
+        EvidenceAccess::keep(state, evidence_item(state, sequence), kept, kv_heads);
     };
     (compact(states), ...);
   }
@@ -164,9 +171,9 @@ namespace execute {
 ///     const auto plan = ab::execute::token_budget(ab::saliency::mass(evidence), 64, {0, 1, 2, 3});
 ///     ab::execute::evict(cache, 0, plan, evidence, accumulated, token_ids);
 ///
-/// A state is an Evidence (item `sequence` of it), saliency::Accumulated or another with slots() and compact(kept),
-/// or what TokenPlan::compact takes. A plan of whole pages moves nothing in a paged cache: the pages are given
-/// back.
+/// A state is an Evidence (item `sequence` of it, or its only one, as observing PackedQueries leaves of each sequence),
+/// saliency::Accumulated or another with slots() and compact(kept), or what TokenPlan::compact takes. A plan of whole
+/// pages moves nothing in a paged cache: the pages are given back.
 ///
 /// Masks and score modifiers count the slots that are left: mask::Causal sees what it saw, but mask::Window and
 /// score::Alibi measure distances in slots. By the tokens' own places they are a mask::Boolean and a score::Bias

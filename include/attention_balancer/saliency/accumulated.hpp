@@ -97,13 +97,7 @@ class Accumulated {
 
   /// Slot k becomes what slot kept[k] was, in every head; the others are gone. Throws InputError, and changes
   /// nothing, unless the indices ascend strictly within the slots.
-  void compact(std::span<const Index> kept) {
-    detail::check_kept(kept, slots());
-    for (auto& row : values_) {
-      for (std::size_t k = 0; k < kept.size(); ++k) row[k] = row[static_cast<std::size_t>(kept[k])];
-      row.resize(kept.size());
-    }
-  }
+  void compact(std::span<const Index> kept) { compact_by_head(kept, 1); }
 
   /// The same with a list of its own for each KV head, kept [Hkv, n], which its query heads follow: as
   /// KvCache::keep_by_head. Throws ShapeError if the heads are no multiple of kv_heads or the lists are not of one

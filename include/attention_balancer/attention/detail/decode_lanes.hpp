@@ -180,19 +180,5 @@ ATTENTION_BALANCER_NOINLINE void scale_lanes(T* x, const T* factors, Index count
   }
 }
 
-/// top [V packs] = the largest of scores [count, V packs] that is a number, -inf if none is.
-template <Scalar T, int V>
-ATTENTION_BALANCER_NOINLINE void tops_of_lanes(const T* scores, Index count, T* top) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  S highest[V];
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) highest[v] = S(-infinity<T>);
-  for (Index j = 0; j < count; ++j) ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) highest[v] = simd::max(simd::load_aligned<S>(scores + (j * V + v) * n), highest[v]);
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) simd::store_aligned(top + v * n, highest[v]);
-}
-
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::detail

@@ -120,7 +120,8 @@ class SplitLanes : protected SplitParts<T, Stored> {
     const Index count = block.to - block.from;
     T* const weights = s_.lane_strip;
     alignas(64) T top[V * n];
-    tops_of_lanes<T, V>(weights, count, top);
+    std::fill_n(top, V * n, -infinity<T>);
+    raise_to_rows<T, V>(weights, count, top);
     const bool shrunk = raise_top<T, V>(state, top);
     if (kept_.weights == nullptr) {
       weigh_scores<T, V, true, false>(weights, count, state);

@@ -20,6 +20,22 @@ ab::TensorView<T> part(ab::TensorView<T> x, Index b, Index h, Index heads) {
   return x;
 }
 
+struct Group {
+  Index heads, kv_heads, queries;
+};
+
+/// Case number i against the reference, in layouts and with weights by its number. Of more than `many` keys none are
+/// all the same: the reference adds up its rounding errors there.
+template <class T>
+void check_number(support::Table& table, support::Random& random, Index i, const support::Shape& s, Index many) {
+  const auto k_layout = static_cast<Layout>(i % (s.keys > many ? support::output_layouts : support::input_layouts));
+  const support::Inputs<T> in(s, random, support::Family::uniform, 2, Layout::bhsd, k_layout,
+                              static_cast<Layout>(i / 3 % support::input_layouts));
+  const ab::QueryWeights weights[] = {ab::QueryWeights::all(), ab::QueryWeights::last(1), ab::QueryWeights::none(),
+                                      ab::QueryWeights::decayed(0.5)};
+  support::check(table, "", s, in, static_cast<Layout>(i % support::output_layouts), weights[i % 4], {});
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("few queries of any group and many keys are the reference", "[attention][decode]", float,
@@ -27,9 +43,6 @@ TEMPLATE_TEST_CASE("few queries of any group and many keys are the reference", "
   using T = TestType;
   support::Table table;
   support::Random random(211);
-  struct Group {
-    Index heads, kv_heads, queries;
-  };
   // Tiles of four rows, three, two and one; keys around a block of 128, a split of 512, and several splits.
   constexpr Group groups[] = {{1, 1, 1}, {2, 1, 1}, {3, 1, 1}, {9, 3, 1},
                               {5, 1, 2}, {4, 2, 7}, {2, 2, 8}, {12, 1, 3}};
@@ -42,13 +55,7 @@ TEMPLATE_TEST_CASE("few queries of any group and many keys are the reference", "
       if (i % support::every(5) != 0) continue;
       const support::Shape s{
           1, g.heads, g.kv_heads, g.queries, nk, nk > 2000 ? 5 : dims[i % 7], nk > 2000 ? 9 : dims[i * 3 % 7]};
-      // Not of a thousand keys that are all the same: the reference adds up its rounding errors there.
-      const auto k_layout = static_cast<Layout>(i % (nk > 1000 ? support::output_layouts : support::input_layouts));
-      const support::Inputs<T> in(s, random, support::Family::uniform, 2, Layout::bhsd, k_layout,
-                                  static_cast<Layout>(i / 3 % support::input_layouts));
-      const ab::QueryWeights weights[] = {ab::QueryWeights::all(), ab::QueryWeights::last(1),
-                                          ab::QueryWeights::none(), ab::QueryWeights::decayed(0.5)};
-      support::check(table, "", s, in, static_cast<Layout>(i % support::output_layouts), weights[i % 4], {});
+      check_number<T>(table, random, i, s, 1000);
     }
   table.report();
 }
@@ -57,9 +64,6 @@ TEMPLATE_TEST_CASE("rows that fill packs are the reference", "[attention][decode
   using T = TestType;
   support::Table table;
   support::Random random(215);
-  struct Group {
-    Index heads, kv_heads, queries;
-  };
   // 8 to 128 rows: two packs of four lanes to eight of sixteen, whole and not; single queries of many heads as well.
   constexpr Group groups[] = {{8, 2, 2},  {5, 1, 3}, {4, 1, 4},  {7, 1, 3},  {6, 2, 8},  {29, 1, 1},
                               {31, 1, 1}, {4, 1, 8}, {10, 2, 8}, {46, 1, 1}, {15, 1, 4}, {16, 1, 8}};
@@ -72,13 +76,7 @@ TEMPLATE_TEST_CASE("rows that fill packs are the reference", "[attention][decode
       ++i;
       if (i % support::every(5) != 0) continue;
       const support::Shape s{1, g.heads, g.kv_heads, g.queries, nk, dims[i % 7], dims[i * 3 % 7]};
-      // As above.
-      const auto k_layout = static_cast<Layout>(i % (nk > 500 ? support::output_layouts : support::input_layouts));
-      const support::Inputs<T> in(s, random, support::Family::uniform, 2, Layout::bhsd, k_layout,
-                                  static_cast<Layout>(i / 3 % support::input_layouts));
-      const ab::QueryWeights weights[] = {ab::QueryWeights::all(), ab::QueryWeights::last(1),
-                                          ab::QueryWeights::none(), ab::QueryWeights::decayed(0.5)};
-      support::check(table, "", s, in, static_cast<Layout>(i % support::output_layouts), weights[i % 4], {});
+      check_number<T>(table, random, i, s, 500);
     }
   table.report();
 }

@@ -12,8 +12,14 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include <vector>
+
 namespace example {
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+inline Eigen::RowVectorXf row_of(const std::vector<float>& x) {
+  return Eigen::Map<const Eigen::RowVectorXf>(x.data(), static_cast<Eigen::Index>(x.size()));
+}
 
 }  // namespace example

@@ -11,11 +11,6 @@ namespace example {
 namespace ab = attention_balancer;
 namespace {
 
-Eigen::RowVectorXf vector(Gguf& file, const std::string& name, Eigen::Index size) {
-  const auto values = file.floats(name, size);
-  return Eigen::Map<const Eigen::RowVectorXf>(values.data(), size);
-}
-
 // Each row to a mean square of 1, then scaled.
 void rms_norm(const Matrix& x, const Eigen::RowVectorXf& weight, float epsilon, Matrix& y) {
   y.resize(x.rows(), x.cols());
@@ -55,14 +50,14 @@ LlamaShape shape_of(const Gguf& file) {
 Llama::Llama(Gguf& file) : shape(shape_of(file)) {
   const auto& s = shape;
   file.append("token_embd.weight", s.vocabulary, s.width, words);
-  output_norm = vector(file, "output_norm.weight", s.width);
+  output_norm = row_of(file.floats("output_norm.weight", s.width));
   if (file.entries().contains("output.weight"))
     throw FileError("the model has an output matrix of its own; this reader knows those that share the embedding");
   for (Eigen::Index index = 0; index < s.layers; ++index) {
     const std::string at = "blk." + std::to_string(index) + ".";
     Layer layer;
-    layer.attention_norm = vector(file, at + "attn_norm.weight", s.width);
-    layer.feed_forward_norm = vector(file, at + "ffn_norm.weight", s.width);
+    layer.attention_norm = row_of(file.floats(at + "attn_norm.weight", s.width));
+    layer.feed_forward_norm = row_of(file.floats(at + "ffn_norm.weight", s.width));
     file.append(at + "attn_q.weight", s.heads * s.head_dim, s.width, layer.qkv);
     file.append(at + "attn_k.weight", s.kv_heads * s.head_dim, s.width, layer.qkv);
     file.append(at + "attn_v.weight", s.kv_heads * s.head_dim, s.width, layer.qkv);

@@ -21,8 +21,7 @@ Matrix matrix(Safetensors& file, const std::string& name, ab::Index rows, ab::In
 }
 
 Eigen::RowVectorXf vector(Safetensors& file, const std::string& name, ab::Index size) {
-  const auto values = file.floats(name, {static_cast<std::uint64_t>(size)});
-  return Eigen::Map<const Eigen::RowVectorXf>(values.data(), size);
+  return row_of(file.floats(name, {static_cast<std::uint64_t>(size)}));
 }
 
 template <class Norm>

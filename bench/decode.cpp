@@ -17,6 +17,7 @@
 #include "support/fma_peak.hpp"
 #include "support/pages.hpp"
 #include "support/paired.hpp"
+#include "support/threads.hpp"
 
 namespace {
 
@@ -88,11 +89,7 @@ void decode(benchmark::State& state) {
   const auto vout = ab::bhsd(out.data(), 1, s.heads, s.queries, s.dim);
   ab::Workspace workspace, other;
   ab::Evidence<float> evidence;
-#if defined(_OPENMP)
-  const ab::executor::OpenMp team{threads};
-#else
-  const ab::executor::Sequential team;
-#endif
+  const bench::Team team = bench::team_of(threads);
   auto plain = [&](const auto& from, ab::Workspace& scratch) {
     if (threads == 1)
       ab::attention(vq, from, vout, scratch);
@@ -152,19 +149,13 @@ void decode(benchmark::State& state) {
 
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"Hq", "Hkv", "Nq", "N", "D", "threads", "huge"})->UseManualTime()->Unit(benchmark::kMillisecond);
-#if defined(_OPENMP)
-  const int all = omp_get_num_procs();
-#else
-  const int all = 1;
-#endif
-  for (const int threads : {1, all}) {
+  for (const int threads : bench::thread_counts()) {
     for (const int huge : {0, 1}) {
       for (const int keys : {512, 1024, 8192, 32768, 131072}) b->Args({32, 8, 1, keys, 128, threads, huge});
       for (const int keys : {8192, 131072}) b->Args({9, 3, 1, keys, 64, threads, huge});
       b->Args({8, 8, 1, 8192, 128, threads, huge});
       for (const int queries : {2, 4, 8}) b->Args({32, 8, queries, 8192, 128, threads, huge});
     }
-    if (all == 1) break;
   }
 }
 

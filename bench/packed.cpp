@@ -11,6 +11,7 @@
 
 #include "support/bandwidth.hpp"
 #include "support/paired.hpp"
+#include "support/threads.hpp"
 
 namespace {
 
@@ -28,11 +29,7 @@ void packed(benchmark::State& state) {
   std::vector<Index> query_offsets, key_offsets;
   for (Index s = 0; s <= count; ++s) query_offsets.push_back(s * queries), key_offsets.push_back(s * keys);
   const ab::PackedSequences sequences(query_offsets, key_offsets);
-#if defined(_OPENMP)
-  const ab::executor::OpenMp team{threads};
-#else
-  const ab::executor::Sequential team;
-#endif
+  const bench::Team team = bench::team_of(threads);
 
   // The same memory as one row of tokens [1, H, S * N, D], as a batch [S, H, N, D], and as the sequences of it.
   auto row = [&](auto* x, Index h, Index length) { return ab::bhsd(x, 1, h, count * length, dim); };
@@ -130,11 +127,7 @@ void cached(benchmark::State& state) {
   const auto cache = filled<Stored>(count, kv_heads, keys, dim);
   const std::vector<Index> lengths(static_cast<std::size_t>(count), keys);
   const ab::PackedQueries packed(offsets);
-#if defined(_OPENMP)
-  const ab::executor::OpenMp team{threads};
-#else
-  const ab::executor::Sequential team;
-#endif
+  const bench::Team team = bench::team_of(threads);
 
   // Tokens [first, first + some * n) as a batch [some, H, n, D] of rows [1, all, H, D].
   auto batch = [&](auto* x, Index first, Index some, Index n) {
@@ -178,30 +171,18 @@ void cached(benchmark::State& state) {
 
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"S", "Nq", "N", "threads"})->UseManualTime()->Unit(benchmark::kMicrosecond);
-#if defined(_OPENMP)
-  const int all = omp_get_num_procs();
-#else
-  const int all = 1;
-#endif
-  for (const int threads : {1, all}) {
+  for (const int threads : bench::thread_counts()) {
     for (const int keys : {128, 512, 1024}) b->Args({64, 1, keys, threads});
     b->Args({16, 4, 128, threads});
     for (const int length : {128, 512}) b->Args({8, length, length, threads});  // prefill: reads limit nothing
-    if (all == 1) break;
   }
 }
 
 void mixed_shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"S", "Nq", "N", "threads"})->UseManualTime()->Unit(benchmark::kMicrosecond);
-#if defined(_OPENMP)
-  const int all = omp_get_num_procs();
-#else
-  const int all = 1;
-#endif
-  for (const int threads : {1, all}) {
+  for (const int threads : bench::thread_counts()) {
     for (const int queries : {32, 256}) b->Args({33, queries, 512, threads});
     b->Args({17, 256, 1024, threads});
-    if (all == 1) break;
   }
 }
 

@@ -121,9 +121,7 @@ void attention_evidence(const TensorView<Q>& q, const KvView<Stored>& cache, P&&
   constexpr bool fits = std::is_same_v<T, detail::arithmetic_of<Stored>>;
   static_assert(fits, "attention_balancer: a cache of doubles takes q of double, any other float");
   if constexpr (fits && detail::cached_policies_fit<T, Stored, P...>()) {
-    constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> +
-                                  detail::count_of<detail::PolicyKind::packed_observation, T, P...> ==
-                              1;
+    constexpr bool observed = detail::observations_in<T, P...> == 1;
     static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
     constexpr bool values = (!detail::needs_values<std::remove_cvref_t<P>> && ...);
     static_assert(values,

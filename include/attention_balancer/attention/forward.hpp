@@ -214,9 +214,7 @@ void attention_evidence(const TensorView<Q>& q, const TensorView<K>& k, P&&... p
   static_assert(scalars, "attention_balancer: q and k must both be float or both be double");
   if constexpr (scalars) {
     if constexpr (detail::policies_fit<T, P...>()) {
-      constexpr bool observed = detail::count_of<detail::PolicyKind::observation, T, P...> +
-                                    detail::count_of<detail::PolicyKind::packed_observation, T, P...> ==
-                                1;
+      constexpr bool observed = detail::observations_in<T, P...> == 1;
       static_assert(observed, "attention_balancer: attention_evidence needs observe(evidence)");
       constexpr bool values = (!detail::needs_values<std::remove_cvref_t<P>> && ...);
       static_assert(values, "attention_balancer: evidence::leave_one_out needs the values: observe it with attention");

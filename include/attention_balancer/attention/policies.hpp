@@ -86,6 +86,11 @@ inline constexpr PolicyKind kind_of = policy_kind<T, std::remove_reference_t<P>>
 template <PolicyKind Kind, class T, class... P>
 inline constexpr int count_of = (0 + ... + (kind_of<T, P> == Kind ? 1 : 0));
 
+/// Observations of one call, and of each of several sequences.
+template <class T, class... P>
+inline constexpr int observations_in =
+    count_of<PolicyKind::observation, T, P...> + count_of<PolicyKind::packed_observation, T, P...>;
+
 /// An Observation of tensors of T, or no observation at all.
 template <class T, class P>
 inline constexpr bool fits_scalar = true;
@@ -114,8 +119,7 @@ consteval bool common_policies_fit() {
   static_assert(known,
                 "attention_balancer: an argument after the tensors is no policy: it is no score modifier and no mask "
                 "(callable with scalars and with packs), normaliser, sink, executor, observation or workspace");
-  constexpr bool observations =
-      count_of<PolicyKind::observation, T, P...> + count_of<PolicyKind::packed_observation, T, P...> <= 1;
+  constexpr bool observations = observations_in<T, P...> <= 1;
   static_assert(observations, "attention_balancer: a call takes one observation, not two");
   constexpr bool scalars = (fits_scalar<T, std::remove_cvref_t<P>> && ...);
   static_assert(scalars, "attention_balancer: the Evidence must have the scalar type of the tensors");

@@ -34,8 +34,7 @@ inline constexpr bool learnable<T, Gradient<P, U>> = kind_of<T, P> != PolicyKind
 /// Whether the policies can be used together in a backward call on tensors of T; says why not.
 template <class T, class... P>
 consteval bool backward_policies_fit() {
-  constexpr bool unobserved =
-      count_of<PolicyKind::observation, T, P...> + count_of<PolicyKind::packed_observation, T, P...> == 0;
+  constexpr bool unobserved = observations_in<T, P...> == 0;
   static_assert(unobserved, "attention_balancer: attention_backward observes nothing: it is given the evidence");
   constexpr bool pullbacks = (differentiable<T, P> && ...);
   static_assert(pullbacks,

@@ -65,15 +65,6 @@ void check_state(const S& state, Index sequence, Index tokens) {
   }
 }
 
-template <class S>
-void compact_state(S& state, Index sequence, std::span<const Index> kept) {
-  if constexpr (is_evidence<S>) {
-    if (state.has_mass()) EvidenceAccess::keep(state, evidence_item(state, sequence), kept);
-  } else if constexpr (SelfCompacting<S>) {
-    state.compact(kept);
-  }
-}
-
 /// Throws InputError if a state that compacts itself is given twice.
 template <class... States>
 void check_distinct_states(const States&... states) {
@@ -102,6 +93,21 @@ void check_heads(const S& state, Index kv_heads) {
   if (const auto heads = static_cast<Index>(state.heads()); heads % kv_heads != 0)
     fail<ShapeError>(is_evidence<S> ? "evidence heads" : "heads of a state", heads,
                      "be a multiple of the cache's kv_heads = " + std::to_string(kv_heads));
+}
+
+/// Compacts what TokenPlan::compact does not; kept [lists, n], one list or one for each KV head.
+template <class S>
+void compact_state(S& state, Index sequence, std::span<const Index> kept, Index lists) {
+  if constexpr (is_evidence<S>) {
+    if (state.has_mass()) EvidenceAccess::keep(state, evidence_item(state, sequence), kept, lists);
+  } else if constexpr (CompactingByHead<S>) {
+    if (lists == 1)
+      state.compact(kept);
+    else
+      state.compact_by_head(kept, lists);
+  } else if constexpr (SelfCompacting<S>) {
+    state.compact(kept);
+  }
 }
 
 /// kept [Hkv, n] of one plan for each KV head. Throws ShapeError unless they are for `tokens` tokens and keep as many.
@@ -136,13 +142,7 @@ void evict_by_head(Cache& cache, Index sequence, std::span<const Plan> plans, St
     (check_heads(std::as_const(states), kv_heads), ...);
     check_distinct_states(states...);
     cache.keep_by_head(sequence, kept);  // first: what follows does not allocate
-    auto compact = [&](auto& state) {
-      if constexpr (!is_evidence<std::remove_cvref_t<decltype(state)>>)
-        state.compact_by_head(kept, kv_heads);
-      else if (state.has_mass())
-        EvidenceAccess::keep(state, evidence_item(state, sequence), kept, kv_heads);
-    };
-    (compact(states), ...);
+    (compact_state(states, sequence, kept, kv_heads), ...);
   }
 }
 
@@ -196,7 +196,7 @@ void evict(Cache& cache, Index sequence, const TokenPlan& plan, States&&... stat
     by_page = detail::whole_pages(plan.kept(), tokens, cache.page_size(), pages);
   std::apply([&](auto&&... plain) { plan.compact(std::forward<decltype(plain)>(plain)...); },
              std::tuple_cat(detail::plain_state(std::forward<States>(states))...));
-  (detail::compact_state(states, sequence, plan.kept()), ...);
+  (detail::compact_state(states, sequence, plan.kept(), 1), ...);
   if constexpr (requires { cache.keep_blocks(sequence, plan.kept()); })
     if (by_page) return cache.keep_blocks(sequence, pages);
   cache.keep(sequence, plan.kept());

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <new>
 
 #include "attention_balancer/saliency/accumulated.hpp"
@@ -14,12 +15,14 @@
 namespace {
 std::atomic<long> allocations{0};
 std::atomic<std::size_t> bytes_allocated{0};
-std::atomic<long> allocations_until_failure{-1};  // negative: never fails
+std::atomic<long> allocations_until_failure{-1};  // all behind them fail; negative: none does
+std::atomic<std::size_t> largest_allocation{std::numeric_limits<std::size_t>::max()};  // larger ones fail
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   ++allocations;
   bytes_allocated += bytes;
-  if (allocations_until_failure.load() >= 0 && allocations_until_failure-- == 0) throw std::bad_alloc();
+  if (bytes > largest_allocation || allocations_until_failure == 0) throw std::bad_alloc();
+  if (allocations_until_failure > 0) --allocations_until_failure;
   const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   if (void* p = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)) return p;
   throw std::bad_alloc();
@@ -326,4 +329,24 @@ TEST_CASE("memory that runs out leaves the evidence of all packed sequences as i
     CHECK(std::all_of(memory.begin(), memory.end(), [](float x) { return x == 7; }));
   }
   CHECK(succeeded);
+}
+
+TEST_CASE("what cannot grow by half grows to what is needed", "[attention][workspace]") {
+  ab::Workspace workspace;
+  std::vector<float> numbers;
+  workspace.reserve(4000);
+  ab::detail::reserve_growing(numbers, 1000);
+  largest_allocation = 5000;
+  bool refused = false;
+  try {
+    workspace.reserve(4400);
+    ab::detail::reserve_growing(numbers, 1100);
+    ab::detail::reserve_growing(numbers, 1300);
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  }
+  largest_allocation = std::numeric_limits<std::size_t>::max();
+  CHECK(refused);  // what is needed does not fit
+  CHECK(workspace.capacity() == 4400);
+  CHECK(numbers.capacity() == 1100);
 }

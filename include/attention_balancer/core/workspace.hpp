@@ -30,11 +30,11 @@ class Workspace {
   /// Memory for `bytes` bytes, aligned to a cache line; its content is not kept. Throws std::bad_alloc.
   std::byte* reserve(std::size_t bytes) {
     if (bytes > capacity_) {
-      const std::size_t wanted = detail::grown(bytes, capacity_);
       memory_.reset();  // free first: both at once would double the peak
-      capacity_ = 0;
-      memory_.reset(static_cast<std::byte*>(::operator new(wanted, alignment)));
-      capacity_ = wanted;
+      detail::allocate_growing(bytes, std::exchange(capacity_, 0), [&](std::size_t n) {
+        memory_.reset(static_cast<std::byte*>(::operator new(n, alignment)));
+        capacity_ = n;
+      });
     }
     return memory_.get();
   }

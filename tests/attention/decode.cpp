@@ -102,9 +102,10 @@ TEMPLATE_TEST_CASE("rows that fill packs get the same bits wherever the keys lie
       Tensor<T> out;
       ab::Evidence<T> evidence;
     };
+    const std::vector<T> sinks{T(-1), T(0), T(2), T(0.5), T(1), T(3), T(-2), T(4)};
     auto run = [&](const auto&... where) {
       Result r{Tensor<T>(Layout::bhsd, 1, s.heads, s.queries, s.value_dim), {}};
-      ab::attention(in.q.view(), where..., r.out.view(), ab::mask::Causal{},
+      ab::attention(in.q.view(), where..., r.out.view(), ab::mask::Causal{}, ab::normalize::Sink(sinks),
                     ab::observe(r.evidence, ab::QueryWeights::all(), ab::evidence::leave_one_out));
       return r;
     };

@@ -170,7 +170,8 @@ class Decoder : DecodeMass<T, Stored> {
       if (result.empty) ++*EvidenceAccess::empty_rows(*evidence_, at.in_evidence);
       if (!with_mass_) continue;
       const T u = call_.weights.template weight<T>(at.query, call_.problem.queries);
-      if (u != T(0)) *EvidenceAccess::sink_mass(*evidence_, at.in_evidence) += u * result.sink;
+      T& sink_mass = *EvidenceAccess::sink_mass(*evidence_, at.in_evidence);
+      if (u != T(0)) sink_mass = simd::fma(u, result.sink, sink_mass);
     }
   }
 };

@@ -101,7 +101,7 @@ RowResult<T> merge_row(Index parts, Part part, T sink_logit, T* factors) noexcep
   // H = lse - sum p s - p_sink s_sink, with every score measured from the highest: no cancellation of large
   // numbers.
   T entropy = total == T(0) ? T(0) : log_total;
-  if (has_sink && result.sink != T(0)) entropy += result.sink * (result.base - sink_logit);
+  if (has_sink && result.sink != T(0)) entropy = simd::fma(result.sink, result.base - sink_logit, entropy);
   for (Index s = 0; s < parts; ++s) {
     factors[s] *= result.inverse;
     if (part(s).top == -infinity<T>) {
@@ -109,7 +109,8 @@ RowResult<T> merge_row(Index parts, Part part, T sink_logit, T* factors) noexcep
       continue;
     }
     if (factors[s] == T(0)) continue;  // its top may be further away than T reaches
-    entropy += part(s).sum * factors[s] * (result.base - part(s).top) - T(simd::ln_2) * part(s).dot * factors[s];
+    entropy = simd::fma(part(s).sum * factors[s], result.base - part(s).top, entropy);
+    entropy = simd::fma(T(-simd::ln_2) * part(s).dot, factors[s], entropy);
   }
   result.entropy = simd::max(T(0), entropy);
   return result;

@@ -175,7 +175,9 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// one the scale is 1 / sqrt(D)), masks (they intersect), a normaliser (default normalize::Softmax), a normalize::Sink,
 /// an executor (default executor::Sequential), observe(evidence), a Workspace, and PackedSequences.
 ///
-/// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN.
+/// A query that sees no key gets 0. What is masked never reaches a result, not even as NaN. What is seen does, however
+/// small its weight: a value that is infinite makes its feature of the output infinite, and NaN where the weight is too
+/// small for T.
 ///
 /// Logits may be as large as T holds, save where softmax has more than eight queries a head and no score modifiers:
 /// there they are multiplied by log2(e), which spares it a multiplication for each weight, and beyond 0.69 of the

@@ -118,8 +118,8 @@ bool decodes(const Call<T>& call) noexcept {
 }
 
 /// Whether the rows of a decoding group, the queries of the heads that share a key head, are lanes: where there are
-/// eight and they fill two packs or more, but for an eighth. One pack loads as often as it multiplies, and lanes
-/// without a row are work for nothing. By this shape only: it decides the order of sums.
+/// eight or more, in two packs or more of which at most an eighth is empty. One pack loads as often as it multiplies,
+/// and lanes without a row are work for nothing. By this shape only: it decides the order of sums.
 template <Scalar T>
 constexpr bool rows_are_lanes(const Problem& p) noexcept {
   constexpr Index n = simd::lanes<T>;

@@ -45,7 +45,7 @@ struct DecodeScratch {
   const Stored** keys[2];               // addresses of the keys of a block and of the next one
   const Stored** values;                // [block_keys]
   Stored *packed_keys, *packed_values;  // [block_keys, D], only for strided features
-  unsigned char* coverage;              // [rows]: what the masks leave of a block, by row
+  unsigned char* coverage;              // [heads of the group]: what the masks leave of a block
   T* factors;                           // [splits] or [blocks of a split]
   T* without;                           // the record of one row without a key
   // Only where rows are lanes, in packs of them:
@@ -68,7 +68,7 @@ struct DecodeScratch {
     take(values, Index(1), DecodeSizes<T>::strip);
     take(packed_keys, pack_keys ? block_keys : 0, p.dim);
     take(packed_values, pack_values ? block_keys : 0, p.value_dim);
-    take(coverage, Index(1), sizes.rows);
+    take(coverage, Index(1), p.heads / p.kv_heads);
     take(factors, Index(1), std::max(splits, DecodeSizes<T>::padded(Splits::longest / block_keys)));
     take(without, Index(1), sizes.value_dim + DecodeSizes<T>::padded(3));
     const Index packs = rows_are_lanes<T>(p) ? (sizes.rows + simd::lanes<T> - 1) / simd::lanes<T> : 0;

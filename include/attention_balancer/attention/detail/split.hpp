@@ -127,8 +127,9 @@ class SplitWork : SplitLanes<T, Stored> {
       if (guard) std::copy_n(s_.strip, sizes_.rows * DecodeSizes<T>::strip, s_.spare);
       weigh(count);
       if (kept_.weights != nullptr) keep(from, count);
+      if (p_.value_dim == 0) continue;
       if (x_.value_scales.data != nullptr) scale_weights(count);
-      if (p_.value_dim > 0) guard ? add_guarded(0, sizes_.rows, count) : add(count, next);
+      guard ? add_guarded(0, sizes_.rows, count) : add(count, next);
     }
     if (in_lanes_) finish_lanes(guard);
   }

@@ -131,8 +131,8 @@ class SplitLanes : protected SplitParts<T, Stored> {
       for (Index i = 0; i < rows; ++i)
         kept_.tops[(r + i) * kept_.top_stride + block.from / block_keys] = state.top[i];
     }
-    if (x_.value_scales.data != nullptr) scale_lanes<T, V>(weights, s_.value_scales, count);
     if (p_.value_dim == 0) return;
+    if (x_.value_scales.data != nullptr) scale_lanes<T, V>(weights, s_.value_scales, count);
     if (block.guard) {
       turn<V>(weights, rows, count, s_.strip + r * strip_stride, strip_stride);
       for (Index i = 0; i < rows; ++i) shrink_output(r + i, state.shrink[i]);

@@ -272,6 +272,38 @@ TEST_CASE("rows that were converted for one sequence are not taken for the next"
   }
 }
 
+TEST_CASE("tokens of many sequences are appended in one call, or none of them", "[cache][packed]") {
+  const Ragged<float> x({{2, 9}, {0, 0}, {1, 13}, {30, 4}}, 5);
+  const std::vector<std::int32_t> offsets{1, 10, 10, 23, 27};
+  Tensor<float> k(Layout::bshd, 1, kv_heads, 28, dim), v(Layout::bhsd, 1, kv_heads, 28, value_dim);
+  const auto fill = [&](const Tensor<float>& to, const Tensor<float>& from) {
+    to.fill([&](Index, Index h, Index j, Index c) {
+      const Index s = std::upper_bound(offsets.begin(), offsets.end(), j) - offsets.begin() - 1;
+      return s < 0 || s > 3 ? 0 : from(s, h, j - offsets[static_cast<std::size_t>(s)], c);
+    });
+  };
+  fill(k, x.k), fill(v, x.v);
+  Tensor<float> expected = x.output(), out = x.output();
+  ab::attention(x.q.view(), x.whole, expected.view(), ab::PackedQueries(x.offsets));
+  const std::vector<Index> wide(offsets.begin(), offsets.end());
+  const auto check = [&](auto cache) {
+    cache.append(offsets, k.view(), v.view());
+    ab::attention(x.q.view(), cache, out.view(), ab::PackedQueries(x.offsets));
+    CHECK(support::same_bits(out.view(), expected.view()));
+    // The first sequence would have room, the third has not.
+    CHECK_THROWS_AS(cache.append(wide, k.view(), v.view()), ab::BudgetError);
+    for (const Index s : {0, 1, 2, 3}) CHECK(cache.length(s) == x.whole.length(s));
+    CHECK_THROWS_AS(cache.append(std::vector<Index>{0, 3, 2, 5, 28}, k.view(), v.view()), ab::ShapeError);
+    CHECK_THROWS_AS(cache.append(std::vector<Index>{0, 1, 2, 3, 29}, k.view(), v.view()), ab::ShapeError);
+    CHECK_THROWS_AS(cache.append(std::vector<Index>{0, 1, 2}, k.view(), v.view()), ab::ShapeError);
+    CHECK(cache.seen(0) == 9);
+    const std::size_t rows = static_cast<std::size_t>(kv_heads * (dim + value_dim));
+    CHECK(cache.token_bytes() == rows * sizeof(float));
+  };
+  check(ab::KvCache<float>(4, kv_heads, 18, dim, value_dim));
+  check(ab::PagedKvCache<float>(4, kv_heads, 8, 5, dim, value_dim));
+}
+
 TEST_CASE("packed queries take views of any kind", "[attention][cache][packed]") {
   const Ragged<float> x({{2, 20}, {11, 20}, {1, 20}}, 5);
   Tensor<float> expected = x.output(), out = x.output();

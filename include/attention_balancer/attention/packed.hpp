@@ -9,50 +9,10 @@
 
 #include "attention_balancer/attention/evidence.hpp"
 #include "attention_balancer/core/error.hpp"
+#include "attention_balancer/tensor/offsets.hpp"
 #include "attention_balancer/tensor/shape.hpp"
 
 namespace attention_balancer {
-namespace detail {
-
-/// Where sequences that lie one after the other begin, and where the last one ends. Borrows the numbers.
-class Offsets {
- public:
-  Offsets(std::span<const Index> offsets) noexcept : wide_(offsets) {}
-  Offsets(std::span<const std::int32_t> offsets) noexcept : narrow_(offsets) {}
-
-  Index size() const noexcept { return static_cast<Index>(wide_.size() + narrow_.size()); }
-  Index begin(Index sequence) const noexcept {
-    const auto at = static_cast<std::size_t>(sequence);
-    return narrow_.empty() ? wide_[at] : static_cast<Index>(narrow_[at]);
-  }
-  Index length(Index sequence) const noexcept { return begin(sequence + 1) - begin(sequence); }
-
-  /// Throws ShapeError unless there are two or more, which do not decrease, in [0, length].
-  void check(const char* name, Index length) const {
-    auto of = [name](const std::string& part) { return name + part; };  // only of what is wrong: it allocates
-    if (size() < 2) fail<ShapeError>(of(" number of offsets"), size(), "be at least 2");
-    Index least = 0;
-    for (Index i = 0; i < size(); ++i) {
-      if (begin(i) < least || begin(i) > length)
-        fail<ShapeError>(of(" offset " + std::to_string(i)), begin(i),
-                         "be in [" + std::to_string(least) + ", " + std::to_string(length) + "]");
-      least = begin(i);
-    }
-  }
-
-  template <class F>
-  void borrowed(const char* name, F f) const {
-    if (!wide_.empty()) f(layout(name, wide_));
-    if (!narrow_.empty()) f(layout(name, narrow_));
-  }
-
- private:
-  std::span<const Index> wide_;
-  std::span<const std::int32_t> narrow_;
-};
-
-}  // namespace detail
-
 /// A policy for `attention`: the tensors hold sequences one after the other (cu_seqlens of FlashAttention). q and
 /// out are [1, Hq, all queries, D], k and v [1, Hkv, all keys, D], and sequence s has the queries [queries[s],
 /// queries[s + 1]) and the keys [keys[s], keys[s + 1]): offsets that do not decrease, one more than there are

@@ -38,9 +38,11 @@ class KvCache : public detail::KvCacheBase<Stored, KvCache<Stored>> {
  private:
   std::pair<Index, Index> place(Index b, Index slot) const noexcept { return {b, slot}; }
 
-  void make_room(Index first, Index last, Index tokens) const {
+  /// `tokens_of(b)`: those appended to sequence b.
+  template <class F>
+  void make_room(Index first, Index last, F tokens_of) const {
     for (Index b = first; b < last; ++b)
-      if (tokens > capacity() - this->lengths_[static_cast<std::size_t>(b)])
+      if (const Index tokens = tokens_of(b); tokens > capacity() - this->lengths_[static_cast<std::size_t>(b)])
         detail::fail<BudgetError>("number of tokens appended to sequence " + std::to_string(b), tokens,
                                   "fit in the capacity " + std::to_string(capacity()) + " behind the " +
                                       std::to_string(this->lengths_[static_cast<std::size_t>(b)]) + " there");

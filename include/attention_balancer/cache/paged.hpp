@@ -95,10 +95,13 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     return tokens / page_size() + (tokens % page_size() != 0 ? 1 : 0);
   }
 
-  void make_room(Index first, Index last, Index tokens) {
+  /// `tokens_of(b)`: those appended to sequence b.
+  template <class F>
+  void make_room(Index first, Index last, F tokens_of) {
     Index wanted = 0;
     for (Index b = first; b < last; ++b) {
       const auto at = static_cast<std::size_t>(b);
+      const Index tokens = tokens_of(b);
       if (tokens > row_ * page_size() || blocks_for(this->lengths_[at] + tokens) > row_)
         detail::fail<BudgetError>("number of tokens appended to sequence " + std::to_string(b), tokens,
                                   "fit in the " + std::to_string(row_) + " pages of " + std::to_string(page_size()) +
@@ -111,7 +114,8 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
                                 "be at most the free pages = " + std::to_string(free_pages()));
     for (Index b = first; b < last; ++b) {
       const auto at = static_cast<std::size_t>(b);
-      for (const Index blocks = blocks_for(this->lengths_[at] + tokens); blocks_[at] < blocks; ++blocks_[at]) {
+      const Index blocks = blocks_for(this->lengths_[at] + tokens_of(b));
+      for (; blocks_[at] < blocks; ++blocks_[at]) {
         table_[static_cast<std::size_t>(b * row_ + blocks_[at])] = free_.back();
         free_.pop_back();
       }

@@ -7,12 +7,14 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "attention_balancer/cache/kv_view.hpp"
 #include "attention_balancer/core/workspace.hpp"
+#include "attention_balancer/tensor/offsets.hpp"
 
 namespace attention_balancer {
 
@@ -118,6 +120,11 @@ class KvPages {
   std::size_t bytes() const noexcept {
     return key_memory_.capacity() + value_memory_.capacity() + scales_.size() * sizeof(float);
   }
+  std::size_t token_bytes() const noexcept {
+    const auto row =
+        static_cast<std::size_t>(dim_ + value_dim_) * sizeof(Stored) + (scaled ? 2 * sizeof(float) : 0);
+    return static_cast<std::size_t>(heads_) * row;
+  }
 
   template <class T>
   void store(Index page, Index head, Index at, const T* key, Index key_stride, const T* value, Index value_stride,
@@ -186,6 +193,9 @@ class KvCacheBase {
   /// Bytes of keys, values and scales that are reserved.
   std::size_t bytes() const noexcept { return pages_.bytes(); }
 
+  /// Those of one token of one sequence, in all heads: length(b) * token_bytes() is what sequence b fills.
+  std::size_t token_bytes() const noexcept { return pages_.token_bytes(); }
+
   /// Tokens of sequence b that are in the cache. Throws ShapeError if there is no such sequence.
   Index length(Index b) const {
     check_sequence(b);
@@ -213,8 +223,8 @@ class KvCacheBase {
   template <class K, class V>
   void append(const TensorView<K>& k, const TensorView<V>& v) {
     check_appended(k, v, batch());
-    self().make_room(0, batch(), k.length);
-    for (Index b = 0; b < batch(); ++b) store(b, k, v, b);
+    self().make_room(0, batch(), [&](Index) { return k.length; });
+    for (Index b = 0; b < batch(); ++b) store(b, k, v, b, 0, k.length);
   }
 
   /// Appends the tokens of k [1, Hkv, n, D] and v [1, Hkv, n, Dv] to one sequence.
@@ -222,8 +232,21 @@ class KvCacheBase {
   void append(Index sequence, const TensorView<K>& k, const TensorView<V>& v) {
     check_sequence(sequence);
     check_appended(k, v, 1);
-    self().make_room(sequence, sequence + 1, k.length);
-    store(sequence, k, v, 0);
+    self().make_room(sequence, sequence + 1, [&](Index) { return k.length; });
+    store(sequence, k, v, 0, 0, k.length);
+  }
+
+  /// Appends tokens of many sequences that lie one after the other in k [1, Hkv, all, D] and v [1, Hkv, all, Dv]:
+  /// sequence s gets those in [offsets[s], offsets[s + 1]), which may be none. The offsets are those of the
+  /// PackedQueries that attend to them. Throws as append to all sequences does, and ShapeError unless the offsets do
+  /// not decrease, lie in [0, all] and are one more than there are sequences; nothing is changed then, in any sequence.
+  template <class K, class V>
+  void append(std::span<const Index> offsets, const TensorView<K>& k, const TensorView<V>& v) {
+    append_packed(offsets, k, v);
+  }
+  template <class K, class V>
+  void append(std::span<const std::int32_t> offsets, const TensorView<K>& k, const TensorView<V>& v) {
+    append_packed(offsets, k, v);
   }
 
   /// Keeps the tokens in `kept` slots of sequence b, ascending, and evicts the others: slot i becomes what slot
@@ -319,6 +342,15 @@ class KvCacheBase {
   const Cache& self() const noexcept { return static_cast<const Cache&>(*this); }
 
   template <class K, class V>
+  void append_packed(const Offsets& offsets, const TensorView<K>& k, const TensorView<V>& v) {
+    check_appended(k, v, 1);
+    offsets.check("append", k.length);
+    require_equal("append number of sequences", offsets.size() - 1, "cache.batch", batch());
+    self().make_room(0, batch(), [&](Index b) { return offsets.length(b); });
+    for (Index b = 0; b < batch(); ++b) store(b, k, v, 0, offsets.begin(b), offsets.length(b));
+  }
+
+  template <class K, class V>
   void check_appended(const TensorView<K>& k, const TensorView<V>& v, Index batch) const {
     static_assert(std::is_same_v<std::remove_const_t<K>, scalar> && std::is_same_v<std::remove_const_t<V>, scalar>,
                   "attention_balancer: a cache takes keys and values of float, one of doubles takes double");
@@ -351,17 +383,18 @@ class KvCacheBase {
           }
   }
 
+  /// The `count` tokens from `begin` on of item `from`.
   template <class K, class V>
-  void store(Index b, const TensorView<K>& k, const TensorView<V>& v, Index from) {
+  void store(Index b, const TensorView<K>& k, const TensorView<V>& v, Index from, Index begin, Index count) {
     const Index length = lengths_[static_cast<std::size_t>(b)];
-    for (Index j = 0; j < k.length; ++j) {
+    for (Index j = 0; j < count; ++j) {
       const auto [page, at] = self().place(b, length + j);
       for (Index h = 0; h < kv_heads(); ++h)
-        pages_.store(page, h, at, &k(from, h, j, 0), k.dim_stride, &v(from, h, j, 0), v.dim_stride,
+        pages_.store(page, h, at, &k(from, h, begin + j, 0), k.dim_stride, &v(from, h, begin + j, 0), v.dim_stride,
                      seen_[static_cast<std::size_t>(b)] + j);
     }
-    lengths_[static_cast<std::size_t>(b)] += k.length;
-    seen_[static_cast<std::size_t>(b)] += k.length;
+    lengths_[static_cast<std::size_t>(b)] += count;
+    seen_[static_cast<std::size_t>(b)] += count;
   }
 
   void check_kept_slots(const std::string& name, Index b, std::span<const Index> kept) const {

@@ -300,6 +300,32 @@ TEMPLATE_TEST_CASE("a saved state continues bit for bit", "", float, double) {
   }
 }
 
+TEMPLATE_TEST_CASE("an input that is another one from now on begins with the mean of the others", "", float,
+                   double) {
+  using T = TestType;
+  std::vector<bool> eligible{true, true, true, true};
+  const ab::allocate::Bounded<T> bounded{.floor = 0, .cap = 1, .eligible = eligible};
+  ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(4, bounded);
+  for (int cycle = 0; cycle < 30; ++cycle) balancer.update(std::vector<T>{1, 2, 3, 1000});
+  balancer.units(100);
+  const auto shares = copy(balancer.restart(3));
+  CHECK(shares[0] == Approx(1.0 / 8));
+  CHECK(shares[1] == Approx(2.0 / 8));
+  CHECK(shares[2] == Approx(3.0 / 8));
+  CHECK(shares[3] == Approx(2.0 / 8));
+  CHECK(balancer.cycle() == 30);
+  CHECK_FALSE(balancer.explain(3).signal.has_value());
+  // The plan in force is still that of before.
+  CHECK(balancer.units(100, {.hysteresis = 1})[3] > 90);
+  // Those that are not eligible count for nothing; without others it starts as the only one.
+  eligible = {true, false, false, true};
+  CHECK(balancer.restart(3)[3] == Approx(0.5));
+  eligible = {false, false, false, true};
+  CHECK(balancer.restart(3)[3] == Approx(1));
+  CHECK_THROWS_AS(balancer.restart(4), ab::ShapeError);
+  CHECK_THROWS_WITH(balancer.restart(-1), ContainsSubstring("restart item is -1"));
+}
+
 TEMPLATE_TEST_CASE("what throws changes nothing", "", float, double) {
   using T = TestType;
   using V = std::vector<T>;

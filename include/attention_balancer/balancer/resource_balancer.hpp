@@ -88,6 +88,29 @@ class ResourceBalancer {
     return shares();
   }
 
+  /// Input i is another one from now on: a request that ended has given its place to the next. Its state becomes the
+  /// mean of the eligible others', so that it begins with what they have on average and leaves their ratios as they
+  /// are; the cycle and the plan in force stay. Throws ShapeError if i is out of range, and what the allocation throws.
+  std::span<const T> restart(Index i) {
+    check_item("restart item", i);
+    const auto at = static_cast<std::size_t>(i);
+    double largest = -std::numeric_limits<double>::infinity(), sum = 0, others = 0;
+    const auto each_other = [&](auto use) {
+      for (std::size_t j = 0; j < now_.state.size(); ++j)
+        if (j != at && limits(static_cast<Index>(j)).eligible) use(static_cast<double>(now_.state[j]));
+    };
+    each_other([&](double state) { largest = std::max(largest, state), ++others; });
+    const bool alive = largest > -std::numeric_limits<double>::infinity();
+    if (alive) each_other([&](double state) { sum += std::exp(state - largest); });
+    std::copy(now_.state.begin(), now_.state.end(), next_.state.begin());
+    next_.state[at] = alive ? static_cast<T>(largest + std::log(sum / others)) : T(0);
+    next_.has_signal = false;
+    share_out(next_.state, weights_, next_.shares);
+    log_shares_of_next();
+    commit(cycle_);
+    return shares();
+  }
+
   /// [n] The shares: non-negative, within the bounds of the allocation, adding up to 1 within n * epsilon.
   std::span<const T> shares() const noexcept { return now_.shares; }
 
@@ -121,8 +144,7 @@ class ResourceBalancer {
   /// last update would have released the bound, or given one unit more or less. To find these the update is run
   /// again some hundred times on copies; Explain::brief leaves them out. Throws ShapeError if i is out of range.
   Report<T> explain(Index i, Explain depth = Explain::full) const {
-    if (i < 0 || i >= size())
-      detail::fail<ShapeError>("explain item", i, "be in [0, size = " + std::to_string(size()) + ")");
+    check_item("explain item", i);
     const auto at = static_cast<std::size_t>(i);
     Report<T> report;
     report.item = i;
@@ -193,6 +215,10 @@ class ResourceBalancer {
     std::vector<T> state, shares, log_shares, signal;
     bool has_signal = false;
   };
+
+  void check_item(const char* what, Index i) const {
+    if (i < 0 || i >= size()) detail::fail<ShapeError>(what, i, "be in [0, size = " + std::to_string(size()) + ")");
+  }
 
   allocate::Limits<T> limits(Index i) const { return allocate::limits_of<T>(allocate_, i); }
 

@@ -18,6 +18,7 @@
 
 #include "support/byte_pairs.hpp"
 #include "support/command_line.hpp"
+#include "support/conversation.hpp"
 #include "support/gguf.hpp"
 #include "support/llama.hpp"
 #include "support/output.hpp"
@@ -33,7 +34,7 @@ using example::CacheRule;
 
 struct Options {
   std::string prompt = "What is the capital of France?";
-  std::string system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+  std::string system = example::default_system;
   std::string cache = "float";
   std::filesystem::path model = ATTENTION_BALANCER_LANGUAGE_MODEL;
   // On every Debian system, and the same on all.
@@ -82,24 +83,6 @@ void with_storage(const std::string& name, F f) {
   return f(float{});
 }
 
-// The conversation as the model was trained to see it (ChatML), up to where it answers.
-std::vector<int> conversation(const Options& options, const example::BytePairs& pieces) {
-  std::vector<int> ids;
-  const auto add = [&](const std::string& text) {
-    const auto more = pieces.encode(text);
-    ids.insert(ids.end(), more.begin(), more.end());
-  };
-  for (const auto& [role, text] : {std::pair("system\n", options.system), std::pair("user\n", options.prompt)}) {
-    ids.push_back(pieces.special("<|im_start|>"));
-    add(role + text);
-    ids.push_back(pieces.special("<|im_end|>"));
-    add("\n");
-  }
-  ids.push_back(pieces.special("<|im_start|>"));
-  add("assistant\n");
-  return ids;
-}
-
 example::CacheBudget budget_of(const Options& options, CacheRule rule, Index tokens) {
   example::CacheBudget budget;
   budget.rule = rule;
@@ -109,24 +92,19 @@ example::CacheBudget budget_of(const Options& options, CacheRule rule, Index tok
   return budget;
 }
 
-int likeliest(const example::Matrix& logits) {
-  Index best = 0;
-  logits.row(0).maxCoeff(&best);
-  return static_cast<int>(best);
-}
-
 template <class Stored>
 void answer(const Options& options, const example::Llama& model, const example::BytePairs& pieces) {
-  const auto ids = conversation(options, pieces);
+  const auto ids = example::conversation(pieces, options.system, options.prompt);
   const auto prompt = static_cast<Index>(ids.size());
   const auto rule = options.budget > 0 ? CacheRule::by_head : CacheRule::all;
   example::CacheKeeper keeper(budget_of(options, rule, options.budget), model.shape, 1);
-  example::LlamaDecoder<Stored> decoder(model, 1, std::max(prompt, keeper.capacity(prompt + options.tokens)),
-                                        options.threads);
+  const Index capacity = std::max(prompt, keeper.capacity(prompt + options.tokens));
+  example::LlamaDecoder decoder(model, example::caches_of<ab::KvCache<Stored>>(model.shape, 1, capacity),
+                                options.threads);
   const example::AfterAttention observe = keeper.observer();
 
   const example::Stopwatch reading;
-  int next = likeliest(decoder.read(ids, observe));
+  int next = example::likeliest(decoder.read(ids, observe), 0);
   const double read_seconds = reading.seconds(), read_attention = decoder.attention_seconds();
 
   const int end = pieces.special("<|im_end|>");
@@ -138,7 +116,7 @@ void answer(const Options& options, const example::Llama& model, const example::
     std::fflush(stdout);
     ++written;
     keeper.evict(decoder.caches());
-    next = likeliest(decoder.read({&next, 1}, observe));
+    next = example::likeliest(decoder.read({&next, 1}, observe), 0);
   }
   const double seconds = writing.seconds(), attention = decoder.attention_seconds() - read_attention;
   std::printf("\n\nread %td tokens, %.0f a second; wrote %td, %.1f a second, %.1f %% of the time in attention\n",

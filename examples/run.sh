@@ -12,7 +12,7 @@ sh cmake/debian.sh g++ cmake ninja-build libxsimd-dev libeigen3-dev nlohmann-jso
 [ -f build/CMakeCache.txt ] || rest="-DATTENTION_BALANCER_TESTS=OFF -DATTENTION_BALANCER_BENCH=OFF"
 # shellcheck disable=SC2086
 cmake --preset release -DATTENTION_BALANCER_EXAMPLES=ON ${rest-}
-cmake --build --preset release --target attention_cycle allocate_text custom_policy drift bits custom_executor several_machines language_model
+cmake --build --preset release --target attention_cycle allocate_text custom_policy drift bits custom_executor several_machines language_model serve
 
 model=build/models/all-MiniLM-L6-v2
 if sh examples/fetch_model.sh; then
@@ -35,9 +35,11 @@ if sh examples/fetch_model.sh SmolLM2-135M-Instruct; then
     echo && echo "== language_model --budget $budget"
     build/examples/language_model --budget "$budget"
   done
+  echo && echo "== serve"
+  build/examples/serve --tokens 32
   unset OMP_WAIT_POLICY
 else
-  echo "language_model is left out: its model could not be downloaded (build/downloads/log.txt)."
+  echo "language_model and serve are left out: their model could not be downloaded (build/downloads/log.txt)."
 fi
 echo && echo "== attention_cycle"
 build/examples/attention_cycle --picture build/attention_cycle.svg

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "eviction.hpp"
+
 namespace example {
 namespace ab = attention_balancer;
 namespace {
@@ -55,11 +57,12 @@ CacheKeeper::Index CacheKeeper::capacity(Index tokens) const {
 
 AfterAttention CacheKeeper::observer() {
   if (!observes()) return {};
-  return [this](Index layer, const Evidence& evidence) { observe(layer, evidence); };
+  return [this](Index layer, std::span<const Evidence> of_each) { observe(layer, of_each); };
 }
 
-void CacheKeeper::observe(Index layer, const Evidence& evidence) {
-  for (Index b = 0; b < batch_; ++b) seen_[static_cast<std::size_t>(layer * batch_ + b)].add(evidence, b);
+void CacheKeeper::observe(Index layer, std::span<const Evidence> of_each) {
+  for (Index b = 0; b < batch_; ++b)
+    seen_[static_cast<std::size_t>(layer * batch_ + b)].add(of_each[static_cast<std::size_t>(b)]);
 }
 
 void CacheKeeper::balance() {
@@ -79,26 +82,15 @@ std::vector<float> CacheKeeper::blind_scores(Index tokens) {
 
 template <ab::CacheStorage Stored>
 void CacheKeeper::evict(ab::KvCache<Stored>& cache, Index layer, Index sequence, Index keep) {
-  const Index tokens = cache.length(sequence), others = keep - budget_.first;
-  const auto latest = budget_.rule == CacheRule::latest
-                          ? others
-                          : static_cast<Index>(std::lround(budget_.latest * static_cast<double>(others)));
-  const auto pins = ab::allocate::sinks_and_recent(tokens, budget_.first, latest);
+  const Index tokens = cache.length(sequence);
+  const auto pins =
+      always_kept(tokens, keep, budget_.first, budget_.rule == CacheRule::latest ? 1.0 : budget_.latest);
   if (!observes())
     return ab::execute::evict(cache, sequence, ab::execute::token_budget(blind_scores(tokens), keep, pins));
   auto& seen = seen_[static_cast<std::size_t>(layer * batch_ + sequence)];
   if (!keeps_by_head(budget_.rule))
     return ab::execute::evict(cache, sequence, ab::execute::token_budget(seen.sum(), keep, pins), seen);
-  const auto scores = seen.sum(ab::KvHeads{shape_.kv_heads, ab::Heads::sum});
-  std::vector<ab::execute::TokenPlan> plans;
-  double lost = 0;
-  for (Index head = 0; head < shape_.kv_heads; ++head) {
-    plans.push_back(ab::execute::token_budget(scores[head], keep, pins));
-    for (const Index slot : plans.back().dropped())
-      lost += static_cast<double>(scores[head][static_cast<std::size_t>(slot)]);
-  }
-  ab::execute::evict(cache, sequence, plans, seen);
-  lost_[static_cast<std::size_t>(layer)] += static_cast<float>(lost / static_cast<double>(tokens - keep));
+  lost_[static_cast<std::size_t>(layer)] += static_cast<float>(evict_by_head(cache, sequence, keep, pins, seen));
 }
 
 template <ab::CacheStorage Stored>

@@ -3,6 +3,7 @@
 // budget is slots of a cache.
 
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -58,7 +59,7 @@ class CacheKeeper {
   using Accumulated = attention_balancer::saliency::Accumulated<float>;
 
   bool observes() const noexcept { return budget_.rule >= CacheRule::attention; }
-  void observe(Index layer, const Evidence& evidence);
+  void observe(Index layer, std::span<const Evidence> of_each);
   void balance();
   template <attention_balancer::CacheStorage Stored>
   void evict(attention_balancer::KvCache<Stored>& cache, Index layer, Index sequence, Index keep);

@@ -1,5 +1,6 @@
 #include "llama.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -94,64 +95,86 @@ void Rotary::rotate(Matrix& rows, Eigen::Index first, Eigen::Index heads) const 
     }
 }
 
-template <ab::CacheStorage Stored>
-LlamaDecoder<Stored>::LlamaDecoder(const Llama& model, Eigen::Index batch, Eigen::Index capacity, int threads)
-    : model_(&model), executor_(executor_of(threads)), rotary_(model.shape.head_dim, model.shape.rotary_base) {
-  for (Eigen::Index i = 0; i < model.shape.layers; ++i)
-    caches_.emplace_back(batch, model.shape.kv_heads, capacity, model.shape.head_dim);
+int likeliest(const Matrix& logits, Eigen::Index row) {
+  Eigen::Index best = 0;
+  logits.row(row).maxCoeff(&best);
+  return static_cast<int>(best);
 }
 
-template <ab::CacheStorage Stored>
-void LlamaDecoder<Stored>::attend(Eigen::Index layer, const AfterAttention& after_attention) {
+template <class Cache>
+LlamaDecoder<Cache>::LlamaDecoder(const Llama& model, std::vector<Cache> caches, int threads)
+    : model_(&model),
+      executor_(executor_of(threads)),
+      caches_(std::move(caches)),
+      evidence_(static_cast<std::size_t>(caches_.front().batch())),
+      rotary_(model.shape.head_dim, model.shape.rotary_base) {}
+
+template <class Cache>
+void LlamaDecoder<Cache>::begin(std::span<const int> ids, std::span<const Index> offsets,
+                                std::span<const Index> asked) {
   const auto& s = model_->shape;
-  Cache& cache = caches_[static_cast<std::size_t>(layer)];
-  const Eigen::Index queries = s.heads * s.head_dim, keys = s.kv_heads * s.head_dim;
-  const ab::Index batch = cache.batch(), n = qkv_.rows() / batch;
-
-  // The rows of a sequence follow one another; in a row lie its queries, keys and values.
-  const auto view = [&](Matrix& rows, Eigen::Index first, ab::Index heads) {
-    const ab::Index row = rows.cols();
-    return ab::TensorView<float>{&rows(0, first), batch, heads, n, s.head_dim, n * row, s.head_dim, row, 1};
-  };
-  rotary_.rotate(qkv_, 0, s.heads + s.kv_heads);
-  cache.append(view(qkv_, queries, s.kv_heads), view(qkv_, queries + keys, s.kv_heads));
-
-  context_.resize(qkv_.rows(), queries);
-  const auto weights = after_attention ? ab::QueryWeights::all() : ab::QueryWeights::none();
-  ab::attention(view(qkv_, 0, s.heads), cache, view(context_, 0, s.heads), ab::mask::Causal{}, executor_,
-                workspace_, ab::observe(evidence_, weights));
-  if (after_attention) after_attention(layer, evidence_);
-}
-
-template <ab::CacheStorage Stored>
-const Matrix& LlamaDecoder<Stored>::read(std::span<const int> ids, const AfterAttention& after_attention) {
-  const auto& s = model_->shape;
-  const Cache& first = caches_.front();
-  const ab::Index batch = first.batch(), rows = static_cast<ab::Index>(ids.size()), n = rows / batch;
-  if (rows == 0 || rows % batch != 0)
-    throw std::invalid_argument("number of token ids is " + std::to_string(rows) +
-                                ", but must be a multiple of the " + std::to_string(batch) + " sequences");
-  std::vector<ab::Index> positions;
-  for (ab::Index b = 0; b < batch; ++b)
-    for (ab::Index i = 0; i < n; ++i) positions.push_back(first.seen(b) + i);
-  states_.resize(rows, s.width);
-  for (ab::Index r = 0; r < rows; ++r) {
-    const int id = ids[static_cast<std::size_t>(r)];
+  const Cache& cache = caches_.front();
+  const auto rows = static_cast<Index>(ids.size());
+  if (rows == 0) throw std::invalid_argument("number of token ids is 0, but must be at least 1");
+  if (offsets.size() != evidence_.size() + 1 || offsets.front() != 0 || offsets.back() != rows ||
+      !std::is_sorted(offsets.begin(), offsets.end()))
+    throw std::invalid_argument("offsets must ascend from 0 to the number of token ids, " + std::to_string(rows) +
+                                ", and be one more than the " + std::to_string(evidence_.size()) + " sequences");
+  for (const Index row : asked)
+    if (row < 0 || row >= rows)
+      throw std::invalid_argument("token asked for is " + std::to_string(row) + ", but must be in [0, " +
+                                  std::to_string(rows) + ")");
+  for (const int id : ids)
     if (id < 0 || id >= s.vocabulary)
       throw std::invalid_argument("token id is " + std::to_string(id) + ", but must be in [0, " +
                                   std::to_string(s.vocabulary) + ")");
-    if (positions[static_cast<std::size_t>(r)] >= s.context)
+  std::vector<Index> positions;
+  for (Index b = 0; b < cache.batch(); ++b) {
+    const auto at = static_cast<std::size_t>(b);
+    for (Index i = 0; i < offsets[at + 1] - offsets[at]; ++i) positions.push_back(cache.seen(b) + i);
+    if (!positions.empty() && positions.back() >= s.context)
       throw std::invalid_argument("number of tokens is above the model's context, " + std::to_string(s.context));
-    model_->words.row(id, {&states_(r, 0), static_cast<std::size_t>(s.width)});
   }
   rotary_.set_positions(positions);
+  states_.resize(rows, s.width);
+  for (Index r = 0; r < rows; ++r)
+    model_->words.row(ids[static_cast<std::size_t>(r)], {&states_(r, 0), static_cast<std::size_t>(s.width)});
+}
 
+template <class Cache>
+void LlamaDecoder<Cache>::attend(Eigen::Index layer, std::span<const Index> offsets,
+                                 const AfterAttention& after_attention) {
+  const auto& s = model_->shape;
+  Cache& cache = caches_[static_cast<std::size_t>(layer)];
+  const Eigen::Index queries = s.heads * s.head_dim, keys = s.kv_heads * s.head_dim;
+
+  // In a row lie the queries, keys and values of a token.
+  const auto view = [](Matrix& rows, Eigen::Index first, Index heads, Index dim) {
+    return ab::TensorView<float>{&rows(0, first), 1, heads, rows.rows(), dim, rows.size(), dim, rows.cols(), 1};
+  };
+  rotary_.rotate(qkv_, 0, s.heads + s.kv_heads);
+  cache.append(offsets, view(qkv_, queries, s.kv_heads, s.head_dim),
+               view(qkv_, queries + keys, s.kv_heads, s.head_dim));
+
+  context_.resize(qkv_.rows(), queries);
+  const auto weights = after_attention ? ab::QueryWeights::all() : ab::QueryWeights::none();
+  ab::attention(view(qkv_, 0, s.heads, s.head_dim), cache, view(context_, 0, s.heads, s.head_dim),
+                ab::PackedQueries(offsets), ab::mask::Causal{}, executor_, workspace_,
+                ab::observe(evidence_, weights));
+  if (after_attention) after_attention(layer, evidence_);
+}
+
+template <class Cache>
+const Matrix& LlamaDecoder<Cache>::read(std::span<const int> ids, std::span<const Index> offsets,
+                                        std::span<const Index> asked, const AfterAttention& after_attention) {
+  const auto& s = model_->shape;
+  begin(ids, offsets, asked);
   for (Eigen::Index index = 0; index < s.layers; ++index) {
     const auto& layer = model_->layers[static_cast<std::size_t>(index)];
     rms_norm(states_, layer.attention_norm, s.epsilon, normal_);
     layer.qkv.multiply(normal_, qkv_, executor_);
     const Stopwatch watch;
-    attend(index, after_attention);
+    attend(index, offsets, after_attention);
     attention_seconds_ += watch.seconds();
     layer.output.multiply(context_, residual_, executor_);
     states_ += residual_;
@@ -164,29 +187,41 @@ const Matrix& LlamaDecoder<Stored>::read(std::span<const int> ids, const AfterAt
     states_ += residual_;
   }
 
-  // Only the last token of each sequence has a successor that is asked for.
-  residual_.resize(batch, s.width);
-  for (ab::Index b = 0; b < batch; ++b) residual_.row(b) = states_.row((b + 1) * n - 1);
+  residual_.resize(static_cast<Eigen::Index>(asked.size()), s.width);
+  for (std::size_t i = 0; i < asked.size(); ++i)
+    residual_.row(static_cast<Eigen::Index>(i)) = states_.row(asked[i]);
   rms_norm(residual_, model_->output_norm, s.epsilon, normal_);
   model_->words.multiply(normal_, logits_, executor_);
   return logits_;
 }
 
-template <ab::CacheStorage Stored>
-std::size_t LlamaDecoder<Stored>::cache_bytes() const {
-  std::size_t bytes = 0;
-  for (const Cache& cache : caches_) {
-    ab::Index tokens = 0;
-    for (ab::Index b = 0; b < cache.batch(); ++b) tokens += cache.length(b);
-    bytes += cache.bytes() / static_cast<std::size_t>(cache.batch() * cache.capacity()) *
-             static_cast<std::size_t>(tokens);
+template <class Cache>
+const Matrix& LlamaDecoder<Cache>::read(std::span<const int> ids, const AfterAttention& after_attention) {
+  const Index batch = caches_.front().batch(), rows = static_cast<Index>(ids.size());
+  if (rows % batch != 0)
+    throw std::invalid_argument("number of token ids is " + std::to_string(rows) +
+                                ", but must be a multiple of the " + std::to_string(batch) + " sequences");
+  std::vector<Index> offsets{0}, last;
+  for (Index b = 1; b <= batch; ++b) {
+    offsets.push_back(b * (rows / batch));
+    last.push_back(offsets.back() - 1);
   }
+  return read(ids, offsets, last, after_attention);
+}
+
+template <class Cache>
+std::size_t LlamaDecoder<Cache>::cache_bytes() const {
+  std::size_t bytes = 0;
+  for (const Cache& cache : caches_)
+    for (Index b = 0; b < cache.batch(); ++b)
+      bytes += static_cast<std::size_t>(cache.length(b)) * cache.token_bytes();
   return bytes;
 }
 
-template class LlamaDecoder<float>;
-template class LlamaDecoder<ab::bf16>;
-template class LlamaDecoder<ab::f16>;
-template class LlamaDecoder<std::int8_t>;
+template class LlamaDecoder<ab::KvCache<float>>;
+template class LlamaDecoder<ab::KvCache<ab::bf16>>;
+template class LlamaDecoder<ab::KvCache<ab::f16>>;
+template class LlamaDecoder<ab::KvCache<std::int8_t>>;
+template class LlamaDecoder<ab::PagedKvCache<float>>;
 
 }  // namespace example

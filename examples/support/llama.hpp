@@ -56,23 +56,46 @@ class Rotary {
   Matrix cosine_, sine_;  // [rows, dim / 2]
 };
 
-/// Called after the attention of each layer with what it observed.
+/// Called after the attention of each layer with what it observed of each sequence.
 using AfterAttention =
-    std::function<void(Eigen::Index layer, const attention_balancer::Evidence<float>& evidence)>;
+    std::function<void(Eigen::Index layer, std::span<const attention_balancer::Evidence<float>> of_each)>;
 
-/// Several sequences in the course of being read or written, with their keys and values in one KvCache a layer, stored
-/// as Stored. Every layer has seen the same tokens, but may have kept others.
-template <attention_balancer::CacheStorage Stored>
+/// The id of the largest number in a row of logits [., vocabulary].
+int likeliest(const Matrix& logits, Eigen::Index row);
+
+/// One cache a layer for `batch` sequences. `room`: the capacity of a KvCache, pages and page size of a PagedKvCache.
+template <class Cache, class... Room>
+std::vector<Cache> caches_of(const LlamaShape& shape, Eigen::Index batch, Room... room) {
+  std::vector<Cache> caches;
+  for (Eigen::Index i = 0; i < shape.layers; ++i)
+    caches.emplace_back(batch, shape.kv_heads, room..., shape.head_dim);
+  return caches;
+}
+
+/// Several sequences in the course of being read or written, with their keys and values in one cache a layer. Every
+/// layer has seen the same tokens, but may have kept others.
+template <class Cache>
 class LlamaDecoder {
  public:
-  using Cache = attention_balancer::KvCache<Stored>;
+  using Index = attention_balancer::Index;
 
-  /// Room for `capacity` tokens of `batch` sequences. `threads` 0 is all of them, where there is OpenMP.
-  LlamaDecoder(const Llama& model, Eigen::Index batch, Eigen::Index capacity, int threads = 0);
+  /// `caches`: one a layer. `threads` 0 is all of them, where there is OpenMP.
+  LlamaDecoder(const Llama& model, std::vector<Cache> caches, int threads = 0);
 
-  /// Reads n tokens of every sequence, ids [batch, n], and returns the logits of what comes next, [batch, vocabulary].
-  /// Many tokens are a prompt, one is a step of decoding. Throws std::invalid_argument for an id that is out of range,
-  /// for more tokens than the model's context, attention_balancer::BudgetError when the caches are full.
+  /// Reads tokens of every sequence, as many as each has now, one sequence after the other: those of sequence s are
+  /// [offsets[s], offsets[s + 1]) of the ids. Many tokens are a piece of a prompt, one is a step of decoding, and none
+  /// leaves the sequence as it was. Returns the logits of what comes after each token in `asked`, indices into the ids:
+  /// [asked, vocabulary].
+  ///
+  /// The logits of a sequence are those that it has alone, bit by bit, where the model's widths are multiples of 16:
+  /// rows of whole cache lines are all added up in the same order.
+  ///
+  /// Throws std::invalid_argument for offsets that do not fit, an id or an index that is out of range, for more tokens
+  /// than the model's context, attention_balancer::BudgetError when the caches are full, and has read nothing then.
+  const Matrix& read(std::span<const int> ids, std::span<const Index> offsets, std::span<const Index> asked,
+                     const AfterAttention& after_attention = {});
+
+  /// The same with as many tokens of each, ids [batch, n]: logits of what comes after the last, [batch, vocabulary].
   const Matrix& read(std::span<const int> ids, const AfterAttention& after_attention = {});
 
   /// One a layer. Between two calls of `read` tokens may be evicted.
@@ -85,7 +108,8 @@ class LlamaDecoder {
   double attention_seconds() const noexcept { return attention_seconds_; }
 
  private:
-  void attend(Eigen::Index layer, const AfterAttention& after_attention);
+  void begin(std::span<const int> ids, std::span<const Index> offsets, std::span<const Index> asked);
+  void attend(Eigen::Index layer, std::span<const Index> offsets, const AfterAttention& after_attention);
 
   const Llama* model_;
   Executor executor_;
@@ -94,7 +118,7 @@ class LlamaDecoder {
 
   // Scratch that lives from call to call.
   attention_balancer::Workspace workspace_;
-  attention_balancer::Evidence<float> evidence_;
+  std::vector<attention_balancer::Evidence<float>> evidence_;  // [batch]
   Rotary rotary_;
   Matrix states_, normal_, qkv_, context_, gate_up_, active_, residual_, logits_;
 };

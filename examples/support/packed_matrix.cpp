@@ -113,6 +113,7 @@ void PackedMatrix::row(Eigen::Index r, std::span<float> values) const noexcept {
 
 void PackedMatrix::multiply(const Matrix& x, Matrix& y, const Executor& executor) const {
   y.resize(x.rows(), rows);
+  if (x.rows() == 0) return;
   // As many rows as stay in the second-level cache between being unpacked and being multiplied.
   const Eigen::Index some =
       std::clamp(32768 / std::max(columns, Eigen::Index(1)) / 4 * 4, Eigen::Index(8), Eigen::Index(64));

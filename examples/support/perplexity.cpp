@@ -23,6 +23,13 @@ Windows windows_of(const std::vector<int>& ids, Eigen::Index count, Eigen::Index
   return windows;
 }
 
+double surprise(const Matrix& logits, Eigen::Index row, int id) {
+  const auto numbers = logits.row(row).array();
+  const float largest = numbers.maxCoeff();
+  const auto lse = static_cast<double>(largest + std::log((numbers - largest).exp().sum()));
+  return lse - static_cast<double>(numbers[id]);
+}
+
 double PerplexityRun::perplexity() const {
   return std::exp(std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size()));
 }
@@ -31,7 +38,8 @@ template <ab::CacheStorage Stored>
 PerplexityRun measure_perplexity(const Llama& model, const Windows& windows, const CacheBudget& budget,
                                  int threads) {
   CacheKeeper keeper(budget, model.shape, windows.count);
-  LlamaDecoder<Stored> decoder(model, windows.count, keeper.capacity(windows.length), threads);
+  LlamaDecoder decoder(
+      model, caches_of<ab::KvCache<Stored>>(model.shape, windows.count, keeper.capacity(windows.length)), threads);
   const AfterAttention observe = keeper.observer();
 
   PerplexityRun run;
@@ -44,12 +52,8 @@ PerplexityRun measure_perplexity(const Llama& model, const Windows& windows, con
     };
     for (Eigen::Index w = 0; w < windows.count; ++w) ids[static_cast<std::size_t>(w)] = id(w, i);
     const Matrix& logits = decoder.read(ids, observe);
-    for (Eigen::Index w = 0; w < windows.count; ++w) {
-      const auto row = logits.row(w).array();
-      const float largest = row.maxCoeff();
-      const auto lse = static_cast<double>(largest + std::log((row - largest).exp().sum()));
-      run.losses[static_cast<std::size_t>(w)] += lse - static_cast<double>(row[id(w, i + 1)]);
-    }
+    for (Eigen::Index w = 0; w < windows.count; ++w)
+      run.losses[static_cast<std::size_t>(w)] += surprise(logits, w, id(w, i + 1));
     run.cache_bytes = std::max(run.cache_bytes, decoder.cache_bytes());
     keeper.evict(decoder.caches());
   }
@@ -64,5 +68,28 @@ template PerplexityRun measure_perplexity<float>(const Llama&, const Windows&, c
 template PerplexityRun measure_perplexity<ab::bf16>(const Llama&, const Windows&, const CacheBudget&, int);
 template PerplexityRun measure_perplexity<ab::f16>(const Llama&, const Windows&, const CacheBudget&, int);
 template PerplexityRun measure_perplexity<std::int8_t>(const Llama&, const Windows&, const CacheBudget&, int);
+
+ServedRun measure_served(const Llama& model, const std::vector<Continuation>& texts, const ServerRoom& room,
+                         const PageBudget& budget, int threads) {
+  Server server(model, room, budget, threads);
+  ServedRun run;
+  run.losses.assign(texts.size(), 0);
+  for (std::size_t i = 0; i < texts.size(); ++i)
+    server.add({texts[i].prompt, static_cast<Eigen::Index>(texts[i].rest.size()),
+                [&rest = texts[i].rest, &loss = run.losses[i], at = std::size_t(0)](
+                    const Matrix& logits, Eigen::Index row) mutable -> std::optional<int> {
+                  loss += surprise(logits, row, rest[at]) / static_cast<double>(rest.size());
+                  return rest[at++];
+                }});
+  const Stopwatch watch;
+  while (server.step()) {
+  }
+  run.seconds = watch.seconds();
+  run.counts = server.counts();
+  run.shortages = server.keeper().shortages();
+  run.evicted = server.keeper().evicted();
+  run.pages_of_each = server.keeper().pages_of_each();
+  return run;
+}
 
 }  // namespace example

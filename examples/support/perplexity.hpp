@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cache_keeper.hpp"
+#include "server.hpp"
 
 namespace example {
 
@@ -16,6 +17,9 @@ struct Windows {
 /// `count` windows of `length` predicted tokens, evenly spaced in the text. Throws std::invalid_argument if it has too
 /// few tokens.
 Windows windows_of(const std::vector<int>& ids, Eigen::Index count, Eigen::Index length);
+
+/// -log p of token `id` after the row's, in nats; logits [., vocabulary].
+double surprise(const Matrix& logits, Eigen::Index row, int id);
 
 struct PerplexityRun {
   std::vector<double> losses;  // [windows] mean of -log p of the next token, in nats
@@ -31,5 +35,22 @@ struct PerplexityRun {
 template <attention_balancer::CacheStorage Stored>
 PerplexityRun measure_perplexity(const Llama& model, const Windows& windows, const CacheBudget& budget,
                                  int threads);
+
+/// A text whose beginning is read as a prompt and whose end is predicted token by token.
+struct Continuation {
+  std::vector<int> prompt, rest;
+};
+
+struct ServedRun {
+  std::vector<double> losses;  // [texts] mean over the rest of -log p, in nats
+  double seconds = 0;
+  ServerCounts counts;
+  Eigen::Index shortages = 0, evicted = 0;
+  std::vector<Eigen::Index> pages_of_each;  // as PageKeeper has them
+};
+
+/// How well each text's end is predicted while a server has all of them in work, with the pages that they share.
+ServedRun measure_served(const Llama& model, const std::vector<Continuation>& texts, const ServerRoom& room,
+                         const PageBudget& budget, int threads);
 
 }  // namespace example

@@ -7,6 +7,7 @@
 
 #include "files.hpp"
 #include "gguf_file.hpp"
+#include "small_llama.hpp"
 #include "support/byte_pairs.hpp"
 #include "support/cache_keeper.hpp"
 #include "support/catch.hpp"
@@ -22,46 +23,9 @@ using example::Matrix;
 
 namespace {
 
-constexpr std::uint64_t width = 16, hidden = 24, heads = 4, kv_heads = 2, dim = 4, layers = 3, words = 20;
-
-// A model of random weights.
-files::GgufFile small_model() {
-  files::GgufFile file;
-  file.text("general.architecture", "llama");
-  for (const auto& [key, value] : {std::pair("block_count", layers), std::pair("context_length", std::uint64_t{64}),
-                                   std::pair("embedding_length", width), std::pair("feed_forward_length", hidden),
-                                   std::pair("attention.head_count", heads), std::pair("rope.dimension_count", dim),
-                                   std::pair("attention.head_count_kv", kv_heads)})
-    file.whole(std::string("llama.") + key, static_cast<std::uint32_t>(value));
-  file.real("llama.rope.freq_base", 100);
-  file.real("llama.attention.layer_norm_rms_epsilon", 1e-5f);
-  file.texts("tokenizer.ggml.tokens", std::vector<std::string>(words, "x"));
-  std::srand(1);
-  const auto add = [&](const std::string& name, const std::vector<std::uint64_t>& shape) {
-    const auto size = std::accumulate(shape.begin(), shape.end(), std::uint64_t{1}, std::multiplies<>());
-    const Eigen::VectorXf values = Eigen::VectorXf::Random(static_cast<Index>(size));
-    file.floats(name, shape, {values.data(), values.data() + values.size()});
-  };
-  add("token_embd.weight", {width, words});
-  add("output_norm.weight", {width});
-  for (std::uint64_t layer = 0; layer < layers; ++layer) {
-    const auto at = "blk." + std::to_string(layer) + ".";
-    add(at + "attn_norm.weight", {width});
-    add(at + "ffn_norm.weight", {width});
-    add(at + "attn_q.weight", {width, heads * dim});
-    add(at + "attn_k.weight", {width, kv_heads * dim});
-    add(at + "attn_v.weight", {width, kv_heads * dim});
-    add(at + "attn_output.weight", {heads * dim, width});
-    add(at + "ffn_gate.weight", {width, hidden});
-    add(at + "ffn_up.weight", {width, hidden});
-    add(at + "ffn_down.weight", {hidden, width});
-  }
-  return file;
-}
-
-Llama load(const files::Folder& folder, const files::GgufFile& made) {
-  example::Gguf file(folder.write("model.gguf", made.bytes()));
-  return Llama(file);
+template <class Stored>
+LlamaDecoder<ab::KvCache<Stored>> decoder_of(const Llama& model, Index batch, Index capacity) {
+  return LlamaDecoder{model, example::caches_of<ab::KvCache<Stored>>(model.shape, batch, capacity)};
 }
 
 double difference(const Matrix& a, const Matrix& b) {
@@ -99,48 +63,87 @@ TEST_CASE("llama: scores of rotated vectors depend on the distance of their posi
 
 TEST_CASE("llama: a prompt at once, token by token, or beside others gives the same logits") {
   files::Folder folder;
-  const Llama model = load(folder, small_model());
-  LlamaDecoder<float> at_once(model, 1, 64);
+  const Llama model = small::load(folder, small::model());
+  LlamaDecoder at_once = decoder_of<float>(model, 1, 64);
   const Matrix expected = at_once.read(some_ids);
-  CHECK(expected.cols() == static_cast<Index>(words));
+  CHECK(expected.cols() == static_cast<Index>(small::words));
 
-  LlamaDecoder<float> steps(model, 1, 64);
+  LlamaDecoder steps = decoder_of<float>(model, 1, 64);
   Matrix last;
   for (const int id : some_ids) last = steps.read({&id, 1});
   CHECK(difference(last, expected) < 1e-4);
 
-  LlamaDecoder<float> beside(model, 2, 64);
+  LlamaDecoder beside = decoder_of<float>(model, 2, 64);
   std::vector<int> both(some_ids.rbegin(), some_ids.rend());
   both.insert(both.end(), some_ids.begin(), some_ids.end());
   CHECK(difference(beside.read(both).bottomRows(1), expected) < 1e-4);
   CHECK(beside.caches().front().seen(1) == static_cast<ab::Index>(some_ids.size()));
 
   // The other storages lose little.
-  CHECK(difference(LlamaDecoder<ab::f16>(model, 1, 64).read(some_ids), expected) < 0.05);
-  CHECK(difference(LlamaDecoder<std::int8_t>(model, 1, 64).read(some_ids), expected) < 0.5);
+  CHECK(difference(decoder_of<ab::f16>(model, 1, 64).read(some_ids), expected) < 0.05);
+  CHECK(difference(decoder_of<std::int8_t>(model, 1, 64).read(some_ids), expected) < 0.5);
+}
+
+TEST_CASE("llama: sequences with numbers of tokens of their own have the bits that each has alone") {
+  files::Folder folder;
+  const Llama model = small::load(folder, small::model());
+  const std::vector<std::vector<int>> texts{{3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8}, {2, 7}, {1, 8, 2, 8, 1, 8, 2}};
+  // Pieces of up to five tokens: the second is read at once, waits, and goes on.
+  const std::vector<std::vector<Index>> steps{{5, 2, 0}, {5, 0, 5}, {2, 1, 2}, {1, 1, 1}};
+  LlamaDecoder together(model, example::caches_of<ab::PagedKvCache<float>>(model.shape, 3, 12, 4));
+  std::vector<LlamaDecoder<ab::KvCache<float>>> alone;
+  for (int s = 0; s < 3; ++s) alone.push_back(decoder_of<float>(model, 1, 20));
+  std::vector<std::size_t> at(3, 0);
+  for (const auto& numbers : steps) {
+    std::vector<int> ids;
+    std::vector<Index> offsets{0}, all;
+    std::vector<Matrix> expected;
+    for (std::size_t s = 0; s < 3; ++s) {
+      std::vector<int> mine;
+      for (Index i = 0; i < numbers[s]; ++i) mine.push_back(at[s] < texts[s].size() ? texts[s][at[s]++] : 11);
+      ids.insert(ids.end(), mine.begin(), mine.end());
+      offsets.push_back(static_cast<Index>(ids.size()));
+      if (!mine.empty()) expected.push_back(alone[s].read(mine));
+      if (!mine.empty()) all.push_back(offsets.back() - 1);
+    }
+    const Matrix& logits = together.read(ids, offsets, all);
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      CHECK(logits.row(static_cast<Index>(i)) == expected[i].row(0));
+  }
+  CHECK(together.caches().front().seen(1) == 4);
+  // Nothing asked for, and too many for the pages that are left: no layer has taken in more.
+  CHECK(together.read(std::vector<int>{1}, std::vector<Index>{0, 0, 0, 1}, {}).rows() == 0);
+  const auto bytes = together.cache_bytes();
+  CHECK_THROWS_AS(together.read(std::vector<int>(30, 1), std::vector<Index>{0, 1, 2, 30}, {}), ab::BudgetError);
+  CHECK(together.cache_bytes() == bytes);
 }
 
 TEST_CASE("llama: bad input") {
   files::Folder folder;
-  const Llama model = load(folder, small_model());
-  LlamaDecoder<float> decoder(model, 2, 40);
+  const Llama model = small::load(folder, small::model());
+  LlamaDecoder decoder = decoder_of<float>(model, 2, 40);
   CHECK_THROWS_WITH(decoder.read({}), ContainsSubstring("number of token ids is 0"));
   CHECK_THROWS_WITH(decoder.read(std::vector<int>{1, 2, 3}), ContainsSubstring("a multiple of the 2 sequences"));
   CHECK_THROWS_WITH(decoder.read(std::vector<int>{1, 20}), ContainsSubstring("token id is 20"));
   CHECK_THROWS_WITH(decoder.read(std::vector<int>(130, 1)), ContainsSubstring("context, 64"));
   CHECK_THROWS_AS(decoder.read(std::vector<int>(100, 1)), ab::BudgetError);
+  const std::vector<int> three{1, 2, 3};
+  CHECK_THROWS_WITH(decoder.read(three, std::vector<Index>{0, 2, 1}, {}), ContainsSubstring("offsets must ascend"));
+  CHECK_THROWS_WITH(decoder.read(three, std::vector<Index>{0, 3}, {}), ContainsSubstring("the 2 sequences"));
+  CHECK_THROWS_WITH(decoder.read(three, std::vector<Index>{0, 1, 3}, std::vector<Index>{3}),
+                    ContainsSubstring("token asked for is 3"));
 
   files::GgufFile other;
   other.text("general.architecture", "mamba");
-  CHECK_THROWS_WITH(load(folder, other), ContainsSubstring("is a mamba"));
-  auto two = small_model();
+  CHECK_THROWS_WITH(small::load(folder, other), ContainsSubstring("is a mamba"));
+  auto two = small::model();
   two.floats("output.weight", {1}, {1});
-  CHECK_THROWS_WITH(load(folder, two), ContainsSubstring("output matrix of its own"));
+  CHECK_THROWS_WITH(small::load(folder, two), ContainsSubstring("output matrix of its own"));
 }
 
 TEST_CASE("cache keeper: every rule stays within its budget and keeps the first and the latest") {
   files::Folder folder;
-  const Llama model = load(folder, small_model());
+  const Llama model = small::load(folder, small::model());
   for (const auto rule :
        {CacheRule::latest, CacheRule::random, CacheRule::attention, CacheRule::by_head, CacheRule::balanced}) {
     INFO(to_string(rule));
@@ -149,22 +152,22 @@ TEST_CASE("cache keeper: every rule stays within its budget and keeps the first 
     budget.tokens = 16;
     budget.first = 2;
     example::CacheKeeper keeper(budget, model.shape, 2);
-    LlamaDecoder<float> decoder(model, 2, keeper.capacity(60));
+    LlamaDecoder decoder = decoder_of<float>(model, 2, keeper.capacity(60));
     const example::AfterAttention observe = keeper.observer();
     for (int i = 0; i < 60; ++i) {
       const std::vector<int> ids{i % 20, i * 7 % 20};
       decoder.read(ids, observe);
       Index held = 0;
-      for (std::size_t layer = 0; layer < layers; ++layer) {
+      for (std::size_t layer = 0; layer < small::layers; ++layer) {
         held += decoder.caches()[layer].length(0);
         CHECK(decoder.caches()[layer].length(0) == decoder.caches()[layer].length(1));
         CHECK(decoder.caches()[layer].seen(0) == i + 1);
       }
-      CHECK(held <= 16 * static_cast<Index>(layers));
+      CHECK(held <= 16 * static_cast<Index>(small::layers));
       keeper.evict(decoder.caches());
     }
     for (const auto& cache : decoder.caches())
-      for (Index head = 0; head < static_cast<Index>(kv_heads); ++head) {
+      for (Index head = 0; head < static_cast<Index>(small::kv_heads); ++head) {
         const auto last = cache.length(1) - 1;
         CHECK(cache.position(1, head, 0) == 0);
         CHECK(cache.position(1, head, 1) == 1);
@@ -172,7 +175,7 @@ TEST_CASE("cache keeper: every rule stays within its budget and keeps the first 
         CHECK(cache.position(1, head, last - 1) == 58);
       }
     CHECK(std::accumulate(keeper.tokens_of_layers().begin(), keeper.tokens_of_layers().end(), Index{0}) ==
-          16 * static_cast<Index>(layers));
+          16 * static_cast<Index>(small::layers));
   }
   example::CacheBudget small;
   small.rule = CacheRule::attention;
@@ -192,7 +195,7 @@ TEST_CASE("llama: the language model knows the capital of France") {
   for (const int id : pieces.encode("\n")) ids.push_back(id);
   ids.push_back(pieces.special("<|im_start|>"));
   for (const int id : pieces.encode("assistant\n")) ids.push_back(id);
-  LlamaDecoder<ab::bf16> decoder(model, 1, 64);
+  LlamaDecoder decoder = decoder_of<ab::bf16>(model, 1, 64);
   std::string answer;
   const auto* logits = &decoder.read(ids);
   for (int i = 0; i < 7; ++i) {

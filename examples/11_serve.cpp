@@ -4,6 +4,7 @@
 //   sh examples/fetch_model.sh SmolLM2-135M-Instruct   downloads the model once (93 MB)
 //   serve                                              a few questions, at once and one after another
 //   serve "What is a fugue?" "Name three colours."     those questions
+//   serve --pages 24 --rule balanced                   with fewer pages than they would fill
 //   serve --perplexity                                 how well texts are predicted that share too few pages
 //
 // Where pages run short, the attention that the cached tokens receive says how many of them each sequence may hold.
@@ -14,6 +15,7 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
@@ -44,6 +46,7 @@ struct Options {
                                    "Which planet is the largest?",
                                    "Translate \"good morning\" into French."};
   std::string system = example::default_system;
+  example::PageRule rule = example::PageRule::reserved;
   std::filesystem::path model = ATTENTION_BALANCER_LANGUAGE_MODEL;
   // On every Debian system, and the same on all.
   std::vector<std::filesystem::path> texts{
@@ -77,6 +80,12 @@ Options parse(int argc, char** argv) {
   app.add_option("--parts", options.parts, "of the pages that all texts would fill")->check(CLI::Range(0.01, 1.0));
   app.add_option("--sequences", options.room.sequences, "served at once")->check(CLI::Range(1, 256));
   app.add_option("--pages", options.room.pages, "that all sequences share")->check(CLI::Range(1, 65536));
+  app.add_option("--rule", options.rule, "what happens to sequences when pages run short")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, example::PageRule>{{"reserved", example::PageRule::reserved},
+                                                   {"latest", example::PageRule::latest},
+                                                   {"equal", example::PageRule::equal},
+                                                   {"balanced", example::PageRule::balanced}}));
   app.add_option("--page-size", options.room.page_size, "tokens of a page")->check(CLI::Range(1, 1024));
   app.add_option("--piece", options.room.piece, "tokens of a prompt that a step reads")->check(CLI::Range(1, 2048));
   app.add_option("--threads", options.threads, "0 is all")->check(CLI::Range(0, 4096));
@@ -89,6 +98,8 @@ struct Run {
   std::vector<std::vector<int>> answers;
   example::ServerCounts counts;
   double seconds = 0, attention_seconds = 0;
+  Index evicted = 0;
+  std::vector<Index> pages_of_each;
 };
 
 Run serve(const Options& options, const example::ServerRoom& room, const example::Llama& model,
@@ -96,7 +107,7 @@ Run serve(const Options& options, const example::ServerRoom& room, const example
   const int end = pieces.special("<|im_end|>");
   Run run;
   run.answers.resize(options.prompts.size());
-  example::Server server(model, room, {}, options.threads);
+  example::Server server(model, room, {options.rule}, options.threads);
   for (std::size_t i = 0; i < options.prompts.size(); ++i)
     server.add({example::conversation(pieces, options.system, options.prompts[i]), options.tokens,
                 [&answer = run.answers[i], end](const example::Matrix& logits, Index row) -> std::optional<int> {
@@ -111,6 +122,8 @@ Run serve(const Options& options, const example::ServerRoom& room, const example
   run.seconds = watch.seconds();
   run.attention_seconds = server.decoder().attention_seconds();
   run.counts = server.counts();
+  run.evicted = server.keeper().evicted();
+  run.pages_of_each = server.keeper().pages_of_each();
   return run;
 }
 
@@ -139,6 +152,11 @@ void answer(const Options& options, const example::Llama& model, const example::
   print("one after another", in_turn);
   std::printf("%zu of %zu answers are the same, token by token; at once %.2f times as many tokens a second\n", same,
               options.prompts.size(), in_turn.seconds / together.seconds);
+  if (together.evicted == 0) return;
+  std::printf("pages ran short: %td tokens evicted", together.evicted);
+  if (!together.pages_of_each.empty()) std::printf("; pages of each when they did last:");
+  for (const Index pages : together.pages_of_each) std::printf(" %td", pages);
+  std::printf("\n");
 }
 
 // Round r of texts: one of each length, from files that change places with the round, at places of their own.

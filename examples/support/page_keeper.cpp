@@ -10,7 +10,7 @@ namespace ab = attention_balancer;
 
 const char* to_string(PageRule rule) noexcept {
   switch (rule) {
-    case PageRule::reserved: return "everything";
+    case PageRule::reserved: return "reserved";
     case PageRule::latest: return "equal, first and latest";
     case PageRule::equal: return "equal, attention";
     case PageRule::balanced: return "balanced, attention";

@@ -189,6 +189,23 @@ bool same_bits(const TensorView<T>& a, const TensorView<T>& b) {
   return true;
 }
 
+// Compiled once for all tests, in check.cpp.
+#if !defined(ATTENTION_BALANCER_TEST_INSTANTIATE_CHECKS)
+#define ATTENTION_BALANCER_TEST_INSTANTIATE_CHECKS extern
+#endif
+#define ATTENTION_BALANCER_TEST_CHECKS(T)                                                                     \
+  ATTENTION_BALANCER_TEST_INSTANTIATE_CHECKS template std::vector<double> logit_errors(                       \
+      const Shape&, const Inputs<T>&, const Magnitudes&);                                                     \
+  ATTENTION_BALANCER_TEST_INSTANTIATE_CHECKS template void compare_output(                                    \
+      Table&, const char*, const Tensor<T>&, const Tensor<double>&, const Shape&, const std::vector<double>&, \
+      const Tensor<T>&);                                                                                      \
+  ATTENTION_BALANCER_TEST_INSTANTIATE_CHECKS template void compare_evidence(                                  \
+      Table&, const ab::Evidence<T>&, const ab::Evidence<double>&, const Shape&, const std::vector<double>&,  \
+      const ab::QueryWeights&);                                                                               \
+  ATTENTION_BALANCER_TEST_INSTANTIATE_CHECKS template bool same_bits(const ab::Evidence<T>&, const ab::Evidence<T>&)
+ATTENTION_BALANCER_TEST_CHECKS(float);
+ATTENTION_BALANCER_TEST_CHECKS(double);
+
 /// Plain, observed and evidence alone, each against the reference.
 template <class T, class... P>
 void check(Table& table, const std::string& name, const Shape& s, const Inputs<T>& in, Layout out_layout,

@@ -25,8 +25,17 @@ ATTENTION_BALANCER_TEST_INSTANTIATE template void attend_queries_backward<double
     const BackwardCall<double>&, Index, Index, Index, Index, bool, const BackwardScratch<double>&,
     const BackwardSums<double>&) noexcept;
 
+// A file that calls only these is spared the members of the classes, which a compiler would instantiate to inline them.
+ATTENTION_BALANCER_TEST_INSTANTIATE template void run_call<float>(const Call<float>&, const KvView<float>&,
+                                                                  Evidence<float>*, Workspace&,
+                                                                  const executor::Sequential&, Index);
+ATTENTION_BALANCER_TEST_INSTANTIATE template void run_call<double>(const Call<double>&, const KvView<double>&,
+                                                                   Evidence<double>*, Workspace&,
+                                                                   const executor::Sequential&, Index);
 ATTENTION_BALANCER_TEST_INSTANTIATE template class Decoder<float, float>;
 ATTENTION_BALANCER_TEST_INSTANTIATE template class Decoder<double, double>;
+ATTENTION_BALANCER_TEST_INSTANTIATE template class DecodeMass<float, float>;
+ATTENTION_BALANCER_TEST_INSTANTIATE template class DecodeMass<double, double>;
 ATTENTION_BALANCER_TEST_INSTANTIATE template class SplitWork<float, float>;
 ATTENTION_BALANCER_TEST_INSTANTIATE template class SplitWork<double, double>;
 

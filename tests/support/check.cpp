@@ -1,0 +1,2 @@
+#define ATTENTION_BALANCER_TEST_INSTANTIATE_CHECKS
+#include "support/check.hpp"

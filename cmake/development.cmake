@@ -1,6 +1,7 @@
 # What the tests, examples and benchmarks of this project are compiled with. Users of the library see none of it.
 
 include(CheckCXXCompilerFlag)
+include(CheckCXXSourceCompiles)
 
 check_cxx_compiler_flag(-march=native ATTENTION_BALANCER_HAS_MARCH_NATIVE)
 if(ATTENTION_BALANCER_HAS_MARCH_NATIVE AND NOT CMAKE_CROSSCOMPILING)
@@ -48,10 +49,16 @@ function(attention_balancer_require found what package option)
   endif()
 endfunction()
 
-# A cache of objects serves the next clone, but none of what was compiled with a precompiled header. That saves most of a
-# short test's time where there is no ccache; not by default, because with one g++ 12 warns of its own AVX-512 headers.
-option(ATTENTION_BALANCER_PRECOMPILED "Precompile headers of the tests" OFF)
+# A cache of objects serves the next clone, but none of what was compiled with a precompiled header. That saves much of a
+# test's time where nothing is cached: .ci/run asks for it, through the environment.
+option(ATTENTION_BALANCER_PRECOMPILED "Precompile headers of the tests" $ENV{ATTENTION_BALANCER_PRECOMPILED})
 mark_as_advanced(ATTENTION_BALANCER_PRECOMPILED)
+if(ATTENTION_BALANCER_PRECOMPILED AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # With one g++ 12 warns of its own AVX-512 headers.
+  list(JOIN arch_flags " " CMAKE_REQUIRED_FLAGS)
+  check_cxx_source_compiles("int avx512 = __AVX512F__; int main() {}" ATTENTION_BALANCER_HAS_AVX512)
+  unset(CMAKE_REQUIRED_FLAGS)
+endif()
 if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
   find_program(ATTENTION_BALANCER_CCACHE ccache)
   mark_as_advanced(ATTENTION_BALANCER_CCACHE)

@@ -71,7 +71,7 @@ std::vector<T> as(const std::vector<Index>& weights) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("the example of the two methods", "", float, double) {
+TEMPLATE_TEST_CASE("the example of the two methods", "", SCALARS) {
   const std::vector<TestType> weights{6, 6, 2};
   CHECK(apportion::hamilton(weights, 10) == Units{4, 4, 2});
   CHECK(apportion::hamilton(weights, 11) == Units{5, 5, 1});
@@ -81,7 +81,7 @@ TEMPLATE_TEST_CASE("the example of the two methods", "", float, double) {
   CHECK(apportion::sainte_lague(weights, 12) == Units{5, 5, 2});
 }
 
-TEMPLATE_TEST_CASE("totals of nothing, weights of nothing", "", float, double) {
+TEMPLATE_TEST_CASE("totals of nothing, weights of nothing", "", SCALARS) {
   using V = std::vector<TestType>;
   CHECK(apportion::hamilton(V{1, 2}, 0) == Units{0, 0});
   CHECK(apportion::sainte_lague(V{1, 2}, 0) == Units{0, 0});
@@ -101,7 +101,7 @@ TEST_CASE("ties go to the larger weight, then to the lower index") {
   CHECK(apportion::sainte_lague(std::vector<double>{3, 1}, 2) == Units{2, 0});
 }
 
-TEMPLATE_TEST_CASE("both methods agree with their definition in integers", "", float, double) {
+TEMPLATE_TEST_CASE("both methods agree with their definition in integers", "", SCALARS) {
   std::mt19937 random(1);
   for (int round = 0; round < 3000; ++round) {
     const auto n = std::uniform_int_distribution<std::size_t>(1, 9)(random);
@@ -151,7 +151,7 @@ TEST_CASE("sainte_lague within bounds: zero weights, tiny weights") {
   CHECK(units == Units{4, total / 2 - 2, total / 2 - 2});
 }
 
-TEMPLATE_TEST_CASE("sums are exact at any size and any total", "", float, double) {
+TEMPLATE_TEST_CASE("sums are exact at any size and any total", "", SCALARS) {
   std::mt19937_64 random(3);
   std::lognormal_distribution<double> weight(0, 5);
   for (const std::size_t n : {1u, 2u, 3u, 100u, 10000u, 100000u})
@@ -208,7 +208,7 @@ TEST_CASE("unit_limits are the whole units within limits on shares") {
   CHECK(apportion::unit_limits(ab::allocate::Limits<double>{0.07, 0.57, true}, 100).upper == 57);
 }
 
-TEMPLATE_TEST_CASE("apportionment names what is wrong", "", float, double) {
+TEMPLATE_TEST_CASE("apportionment names what is wrong", "", SCALARS) {
   using V = std::vector<TestType>;
   const TestType nan = std::numeric_limits<TestType>::quiet_NaN();
   CHECK_THROWS_AS(apportion::hamilton(V{1, nan}, 3), ab::InputError);
@@ -290,7 +290,7 @@ TEST_CASE("equal prices of Huntington-Hill are ties") {
   }
 }
 
-TEMPLATE_TEST_CASE("hamilton within bounds", "", float, double) {
+TEMPLATE_TEST_CASE("hamilton within bounds", "", SCALARS) {
   using V = std::vector<TestType>;
   CHECK(apportion::hamilton(V{6, 6, 2}, 10, Units{0, 0, 0}, Units{3, 9, 9}) == Units{3, 5, 2});  // 3, 5.25, 1.75
   CHECK(apportion::hamilton(V{6, 6, 2}, 10, Units{0, 0, 4}, Units{9, 9, 9}) == Units{3, 3, 4});

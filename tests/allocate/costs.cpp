@@ -45,7 +45,7 @@ double least_error(const std::vector<double>& s, const Units& price, Index total
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("bits go where they save most", "", float, double) {
+TEMPLATE_TEST_CASE("bits go where they save most", "", SCALARS) {
   using V = std::vector<TestType>;
   CHECK(apportion::bits(V{1, 1, 1, 1}, 12) == Units{3, 3, 3, 3});
   CHECK(apportion::bits(V{16, 4, 1}, 6) == Units{3, 2, 1});
@@ -136,7 +136,7 @@ TEST_CASE("priced bits: within the budget, and the gap to the best is what is sa
   CHECK_THROWS_AS(apportion::priced_bits(std::vector<double>{-1}, Units(1, 1), 27, 0, 2), ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("knapsack: the pins, then the most value per cost", "", float, double) {
+TEMPLATE_TEST_CASE("knapsack: the pins, then the most value per cost", "", SCALARS) {
   using V = std::vector<TestType>;
   const auto kept = [](const allocate::Packing& p) {
     return Units(p.selection.kept().begin(), p.selection.kept().end());

@@ -36,7 +36,7 @@ void check_near(const std::vector<T>& is, const std::vector<double>& expected, d
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("Euclidean shifts and clips", "", float, double) {
+TEMPLATE_TEST_CASE("Euclidean shifts and clips", "", SCALARS) {
   using T = TestType;
   const allocate::Euclidean<T> free;
   check_near(shares_of<T>(free, {1, 1, 1, 1}), {0.25, 0.25, 0.25, 0.25});
@@ -64,7 +64,7 @@ TEST_CASE("Euclidean loses nothing beside weights of 1e30") {
   check_near(shares_of<double>(free, {most, most, 0}), {0.5, 0.5, 0});
 }
 
-TEMPLATE_TEST_CASE("Sparsemax and Entmax are of the logarithms of the weights", "", float, double) {
+TEMPLATE_TEST_CASE("Sparsemax and Entmax are of the logarithms of the weights", "", SCALARS) {
   using T = TestType;
   const T e = static_cast<T>(std::exp(0.5));
   check_near(shares_of<T>(allocate::Sparsemax{}, {e, 1, 0}), {0.75, 0.25, 0});

@@ -13,7 +13,7 @@ namespace allocate = ab::allocate;
 using ab::Index;
 using Catch::Matchers::ContainsSubstring;
 
-TEMPLATE_TEST_CASE("dominant_resource: the example of its authors", "", float, double) {
+TEMPLATE_TEST_CASE("dominant_resource: the example of its authors", "", SCALARS) {
   using V = std::vector<TestType>;
   const auto plan = allocate::dominant_resource(V{1, 4, 3, 1}, V{9, 18});
   CHECK(plan.tasks[0] == Approx(3));

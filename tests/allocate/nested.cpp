@@ -22,7 +22,7 @@ Index sum(const Indices& units) { return std::accumulate(units.begin(), units.en
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("joint_top_k is one selection over all heads with a floor for each", "", float, double) {
+TEMPLATE_TEST_CASE("joint_top_k is one selection over all heads with a floor for each", "", SCALARS) {
   const std::vector<TestType> scores{1, 2, 3, 4,   // head 0
                                      9, 8, 7, 6};  // head 1
   auto heads = allocate::joint_top_k(scores, 2, 4, 1);

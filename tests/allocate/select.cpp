@@ -44,7 +44,7 @@ TEST_CASE("sinks and recent are pins, each once") {
   CHECK_THROWS_AS(allocate::sinks_and_recent(3, 0, -1), ab::BudgetError);
 }
 
-TEMPLATE_TEST_CASE("top_k: ties go to the caller's id, then to the index", "", float, double) {
+TEMPLATE_TEST_CASE("top_k: ties go to the caller's id, then to the index", "", SCALARS) {
   const std::vector<TestType> scores{1, 1, 2, 1, 1};
   const Indices ids{9, 4, 0, 4, 1}, few{1, 2};
   CHECK(kept(allocate::top_k(scores, 2)) == Indices{0, 2});
@@ -53,7 +53,7 @@ TEMPLATE_TEST_CASE("top_k: ties go to the caller's id, then to the index", "", f
   CHECK_THROWS_AS(allocate::top_k(scores, 2, {.ids = few}), ab::ShapeError);
 }
 
-TEMPLATE_TEST_CASE("threshold keeps what reaches it, within its counts", "", float, double) {
+TEMPLATE_TEST_CASE("threshold keeps what reaches it, within its counts", "", SCALARS) {
   using T = TestType;
   const std::vector<T> scores{1, 5, 3, -2, 5, 4};
   const T most = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
@@ -76,7 +76,7 @@ TEMPLATE_TEST_CASE("threshold keeps what reaches it, within its counts", "", flo
   CHECK_THROWS_AS(allocate::threshold(scores, nan), ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("inverse_cdf draws at the quantiles", "", float, double) {
+TEMPLATE_TEST_CASE("inverse_cdf draws at the quantiles", "", SCALARS) {
   using T = TestType;
   // Quantiles 1/8, 3/8, 5/8, 7/8 of a sum of 8: at 1, 3, 5 and 7.
   CHECK(kept(allocate::inverse_cdf(std::vector<T>{1, 1, 1, 1, 1, 1, 1, 1}, 4)) == Indices{0, 2, 4, 6});
@@ -98,7 +98,7 @@ TEMPLATE_TEST_CASE("inverse_cdf draws at the quantiles", "", float, double) {
   CHECK_THROWS_AS(allocate::inverse_cdf(std::vector<T>{1, 1}, 0), ab::BudgetError);
 }
 
-TEMPLATE_TEST_CASE("facility_location covers before it repeats", "", float, double) {
+TEMPLATE_TEST_CASE("facility_location covers before it repeats", "", SCALARS) {
   using T = TestType;
   // Three groups of directions; the first two members of the first are nearly the same.
   const std::vector<T> rows{1, 0, T(0.99), T(0.1), T(0.98), T(0.2), 0, 1, T(0.1), T(0.99), -1, 0};
@@ -124,7 +124,7 @@ TEMPLATE_TEST_CASE("facility_location covers before it repeats", "", float, doub
                     "similarity of items 0 and 0 is nan, but must be a number");
 }
 
-TEMPLATE_TEST_CASE("top pages are kept whole", "", float, double) {
+TEMPLATE_TEST_CASE("top pages are kept whole", "", SCALARS) {
   const std::vector<TestType> scores{5, 2, 5};
   CHECK(kept(allocate::top_pages(scores, 5, 2, 1)) == Indices{0, 1});
   CHECK(kept(allocate::top_pages(scores, 5, 2, 2)) == Indices{0, 1, 4});

@@ -42,7 +42,7 @@ void check_throws(const Policy& policy, const std::vector<T>& weights, const std
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("Proportional divides by the sum", "", float, double) {
+TEMPLATE_TEST_CASE("Proportional divides by the sum", "", SCALARS) {
   const allocate::Proportional policy;
   check_near(shares_of<TestType>(policy, {1, 2, 1}), {0.25, 0.5, 0.25});
   check_near(shares_of<TestType>(policy, {0, 0, 0, 0}), {0.25, 0.25, 0.25, 0.25});
@@ -81,7 +81,7 @@ TEST_CASE("what the large weights may not take is divided among the smallest in 
   check_near(shares_of<float>(allocate::Bounded<float>{.cap = 0.5f}, {1e30f, 1e-30f, 3e-30f}), {0.5, 0.125, 0.375});
 }
 
-TEMPLATE_TEST_CASE("Bounded fills up to the caps and never below the floors", "", float, double) {
+TEMPLATE_TEST_CASE("Bounded fills up to the caps and never below the floors", "", SCALARS) {
   using T = TestType;
   using B = allocate::Bounded<T>;
   SECTION("no bound binds") { check_near(shares_of<T>(B{}, {1, 2, 1}), {0.25, 0.5, 0.25}); }
@@ -109,7 +109,7 @@ TEMPLATE_TEST_CASE("Bounded fills up to the caps and never below the floors", ""
   }
 }
 
-TEMPLATE_TEST_CASE("what is left at the caps goes equally to weight zero", "", float, double) {
+TEMPLATE_TEST_CASE("what is left at the caps goes equally to weight zero", "", SCALARS) {
   using T = TestType;
   using B = allocate::Bounded<T>;
   check_near(shares_of<T>(B{.cap = T(0.25)}, {1, 5, 0, 0, 0, 0}), {0.25, 0.25, 0.125, 0.125, 0.125, 0.125});
@@ -122,7 +122,7 @@ TEMPLATE_TEST_CASE("what is left at the caps goes equally to weight zero", "", f
   }
 }
 
-TEMPLATE_TEST_CASE("masked is not zero", "", float, double) {
+TEMPLATE_TEST_CASE("masked is not zero", "", SCALARS) {
   using T = TestType;
   using B = allocate::Bounded<T>;
   const std::vector<T> weights{4, 0, 4, 8};
@@ -143,7 +143,7 @@ TEMPLATE_TEST_CASE("masked is not zero", "", float, double) {
   check_near(shares_of<T>(B{.eligible = bits}, {0, 0, 5, 0}), {1.0 / 3, 1.0 / 3, 0, 1.0 / 3});
 }
 
-TEMPLATE_TEST_CASE("bounds per item, in place, and limits()", "", float, double) {
+TEMPLATE_TEST_CASE("bounds per item, in place, and limits()", "", SCALARS) {
   using T = TestType;
   const std::vector<T> floors{0, T(0.5), 0}, caps{T(0.125), 1, 1};
   const std::array<bool, 3> mask{true, true, false};
@@ -159,7 +159,7 @@ TEMPLATE_TEST_CASE("bounds per item, in place, and limits()", "", float, double)
   CHECK(allocate::limits_of<T>(allocate::Proportional{}, 0).cap == T(1));
 }
 
-TEMPLATE_TEST_CASE("an infinite cap is no cap", "", float, double) {
+TEMPLATE_TEST_CASE("an infinite cap is no cap", "", SCALARS) {
   const allocate::Bounded<TestType> policy{.cap = std::numeric_limits<TestType>::infinity()};
   check_near(shares_of<TestType>(policy, {1, 3}), {0.25, 0.75});
 }
@@ -184,7 +184,7 @@ TEST_CASE("deduction guides: numbers decide, integers are accepted") {
   static_assert(std::is_convertible_v<const std::vector<bool>&, allocate::Eligible>);
 }
 
-TEMPLATE_TEST_CASE("bad weights are named and nothing is written", "", float, double) {
+TEMPLATE_TEST_CASE("bad weights are named and nothing is written", "", SCALARS) {
   using T = TestType;
   const T nan = std::numeric_limits<T>::quiet_NaN(), inf = std::numeric_limits<T>::infinity();
   for (const T bad : {nan, inf, -inf, T(-1)}) {
@@ -196,7 +196,7 @@ TEMPLATE_TEST_CASE("bad weights are named and nothing is written", "", float, do
   check_throws<ab::InputError, T>(allocate::Proportional{}, {1, -2}, "is -2, but must be finite and not negative");
 }
 
-TEMPLATE_TEST_CASE("infeasible bounds are named and nothing is written", "", float, double) {
+TEMPLATE_TEST_CASE("infeasible bounds are named and nothing is written", "", SCALARS) {
   using T = TestType;
   using B = allocate::Bounded<T>;
   const T nan = std::numeric_limits<T>::quiet_NaN();
@@ -221,7 +221,7 @@ TEMPLATE_TEST_CASE("infeasible bounds are named and nothing is written", "", flo
   check_throws<ab::BudgetError, T>(allocate::Proportional{}, {}, "number of items is 0");
 }
 
-TEMPLATE_TEST_CASE("sizes must agree", "", float, double) {
+TEMPLATE_TEST_CASE("sizes must agree", "", SCALARS) {
   using T = TestType;
   using B = allocate::Bounded<T>;
   const std::vector<T> three(3, T(0.25));
@@ -235,7 +235,7 @@ TEMPLATE_TEST_CASE("sizes must agree", "", float, double) {
   check_throws<ab::ShapeError, T>(B{.eligible = mask}, weights, "Bounded eligible size is 5");
 }
 
-TEMPLATE_TEST_CASE("Tempered and AlphaFair are powers of the weights within bounds", "", float, double) {
+TEMPLATE_TEST_CASE("Tempered and AlphaFair are powers of the weights within bounds", "", SCALARS) {
   using T = TestType;
   const T inf = std::numeric_limits<T>::infinity();
   check_near(shares_of<T>(allocate::Tempered<T>{.temperature = 2}, {9, 1, 4}), {0.5, 1.0 / 6, 1.0 / 3});
@@ -283,7 +283,7 @@ TEST_CASE("Tempered at temperatures whose powers leave every range", "[allocate]
   CHECK(!std::signbit(shares[0]));
 }
 
-TEMPLATE_TEST_CASE("shares: many held by common floors and caps leave the total whole", "", float, double) {
+TEMPLATE_TEST_CASE("shares: many held by common floors and caps leave the total whole", "", SCALARS) {
   // Weights over tens of powers of ten under tight common bounds: where the first guess of Newton's method is far off,
   // and a step ends between two numbers at which the same items are held.
   std::mt19937_64 random(20261124);

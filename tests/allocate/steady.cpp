@@ -17,7 +17,7 @@ TEST_CASE("moved counts each unit once") {
   CHECK_THROWS_AS(apportion::moved(Plan{1}, Plan{1, 2}), ab::ShapeError);
 }
 
-TEMPLATE_TEST_CASE("a plan gives way past the hysteresis, and no faster than the churn", "", float, double) {
+TEMPLATE_TEST_CASE("a plan gives way past the hysteresis, and no faster than the churn", "", SCALARS) {
   const std::vector<TestType> weights{60, 30, 10};
   const Plan lower{0, 0, 0}, upper{100, 100, 100}, none;
   const auto steady = [&](const Plan& previous, const apportion::Steady& how) {

@@ -80,7 +80,7 @@ constexpr Row rows[] = {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("the stated accuracy holds for each family of inputs", "[attention][accuracy]", float, double) {
+TEMPLATE_TEST_CASE("the stated accuracy holds for each family of inputs", "[attention][accuracy]", SCALARS) {
   using T = TestType;
   const double eps = std::numeric_limits<T>::epsilon();
   support::Table table;

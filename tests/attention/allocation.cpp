@@ -77,7 +77,7 @@ long made_by_second(const F& call, const Arguments&... arguments) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][workspace]", float, double) {
+TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][workspace]", SCALARS) {
   using T = TestType;
   support::Random random(41);
   for (const support::Shape& s :
@@ -111,7 +111,7 @@ TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][
 }
 
 TEMPLATE_TEST_CASE("many queries to caches of different lengths allocate nothing from the second call on",
-                   "[attention][workspace][cache]", float, double) {
+                   "[attention][workspace][cache]", SCALARS) {
   using T = TestType;
   support::Random random(45);
   const support::Shape s{3, 4, 2, 70, 300, 8, 5};

@@ -158,8 +158,8 @@ TEST_CASE("gradients have the same bits for any executor, workspace and layout",
 
 // The products with what the keys share are large, and their gradients cancel: only if the weights that the backward
 // pass recomputes from lse are those of the forward pass but for a factor common to a query.
-TEMPLATE_TEST_CASE("a part that all keys share costs the gradients of the queries no accuracy", "[attention][backward]",
-                   float, double) {
+TEMPLATE_TEST_CASE("a part that all keys share costs the gradients of the queries no accuracy",
+                   "[attention][backward]", SCALARS) {
   using T = TestType;
   support::Random random(219);
   support::Table table;

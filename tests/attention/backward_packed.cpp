@@ -234,7 +234,7 @@ void check(support::Table& table, const std::string& name, const Given<T>& g, La
 }  // namespace
 
 TEMPLATE_TEST_CASE("gradients of packed sequences are each sequence's alone", "[attention][packed][backward]",
-                   float, double) {
+                   SCALARS) {
   using T = TestType;
   support::Table table;
   const Offsets mixed({{20, 20}, {1, 40}, {0, 7}, {9, 0}, {300, 160}, {50, 130}, {0, 0}, {3, 5}}),

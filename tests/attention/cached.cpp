@@ -376,7 +376,7 @@ TEST_CASE("keys and channel scales at their limits are stored within the stated 
   }
 }
 
-TEMPLATE_TEST_CASE("two parts merge into the whole", "[attention][merge]", float, double) {
+TEMPLATE_TEST_CASE("two parts merge into the whole", "[attention][merge]", SCALARS) {
   using T = TestType;
   support::Random random(314);
   const support::Shape s{2, 4, 2, 3, 100, 8, 5};

@@ -59,7 +59,7 @@ struct OneByOne {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("policies of a user's own", "[attention][extension]", float, double) {
+TEMPLATE_TEST_CASE("policies of a user's own", "[attention][extension]", SCALARS) {
   using T = TestType;
   support::Table table;
   support::Random random(81);

@@ -46,7 +46,7 @@ struct Line {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("however large the scores, the largest wins", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("however large the scores, the largest wins", "[attention]", SCALARS) {
   using T = TestType;
   const double eps = std::numeric_limits<T>::epsilon();
   const int most = sizeof(T) == 4 ? 37 : 307;
@@ -76,7 +76,7 @@ TEMPLATE_TEST_CASE("however large the scores, the largest wins", "[attention]", 
   table.report();
 }
 
-TEMPLATE_TEST_CASE("large scores share as the reference says", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("large scores share as the reference says", "[attention]", SCALARS) {
   using T = TestType;
   support::Table table;
   support::Random random(11);
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("large scores share as the reference says", "[attention]", fl
   table.report();
 }
 
-TEMPLATE_TEST_CASE("a score of -inf is a mask, wherever it comes from", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("a score of -inf is a mask, wherever it comes from", "[attention]", SCALARS) {
   using T = TestType;
   for (const Index keys : {2, 20, 200}) {
     Line<T> line;
@@ -126,7 +126,7 @@ TEMPLATE_TEST_CASE("a score of -inf is a mask, wherever it comes from", "[attent
   }
 }
 
-TEMPLATE_TEST_CASE("a bias of -inf masks a key that is not a number", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("a bias of -inf masks a key that is not a number", "[attention]", SCALARS) {
   using T = TestType;
   Line<T> line;
   line.q = {T(1), T(-1)};
@@ -146,7 +146,7 @@ TEMPLATE_TEST_CASE("a bias of -inf masks a key that is not a number", "[attentio
   CHECK(line.evidence.mass(0, 0)[0] == T(0));
 }
 
-TEMPLATE_TEST_CASE("a row that is not a number touches every key that it sees", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("a row that is not a number touches every key that it sees", "[attention]", SCALARS) {
   using T = TestType;
   Line<T> line;
   line.q = {T(1)};
@@ -163,7 +163,7 @@ TEMPLATE_TEST_CASE("a row that is not a number touches every key that it sees", 
   CHECK(line.evidence.empty_rows(0, 0) == 0);
 }
 
-TEMPLATE_TEST_CASE("tiny and huge elements are numbers like any other", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("tiny and huge elements are numbers like any other", "[attention]", SCALARS) {
   using T = TestType;
   const T tiny = std::numeric_limits<T>::denorm_min(), small = std::numeric_limits<T>::min(),
           huge = std::numeric_limits<T>::max();
@@ -185,7 +185,7 @@ TEMPLATE_TEST_CASE("tiny and huge elements are numbers like any other", "[attent
   CHECK(line.out[0] / huge == Approx(1.0 / 16));
 }
 
-TEMPLATE_TEST_CASE("a scale is any finite number", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("a scale is any finite number", "[attention]", SCALARS) {
   using T = TestType;
   const T huge = std::numeric_limits<T>::max();
   for (const T scale : {huge, huge / 2, -huge, std::numeric_limits<T>::min()}) {
@@ -202,7 +202,7 @@ TEMPLATE_TEST_CASE("a scale is any finite number", "[attention]", float, double)
 }
 
 TEMPLATE_TEST_CASE("logits times log2(e) leave the range of the scalar first, of many queries only", "[attention]",
-                   float, double) {
+                   SCALARS) {
   using T = TestType;
   const T huge = std::numeric_limits<T>::max();
   for (const std::size_t queries : {std::size_t(1), std::size_t(8), std::size_t(9), std::size_t(70)}) {
@@ -236,7 +236,7 @@ TEMPLATE_TEST_CASE("logits times log2(e) leave the range of the scalar first, of
   }
 }
 
-TEMPLATE_TEST_CASE("rows that see nothing", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("rows that see nothing", "[attention]", SCALARS) {
   using T = TestType;
   Line<T> line;
   for (int i = 0; i < 70; ++i) line.q.push_back(T(1));
@@ -282,8 +282,8 @@ TEMPLATE_TEST_CASE("rows that see nothing", "[attention]", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("logits further apart than the largest number leave entropy and gradients numbers", "[attention]",
-                   float, double) {
+TEMPLATE_TEST_CASE("logits further apart than the largest number leave entropy and gradients numbers",
+                   "[attention]", SCALARS) {
   using T = TestType;
   const T far = std::numeric_limits<T>::max() * T(0.6);
   const std::vector<T> sink{-far};

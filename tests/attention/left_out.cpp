@@ -62,8 +62,8 @@ void check_left_out(support::Table& table, const char* name, const support::Shap
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("leave-one-out of a key that takes nearly all is the reference", "[evidence][statistic]", float,
-                   double) {
+TEMPLATE_TEST_CASE("leave-one-out of a key that takes nearly all is the reference", "[evidence][statistic]",
+                   SCALARS) {
   using T = TestType;
   support::Table table;
   support::Random random(301);
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("leave-one-out of a key that takes nearly all is the referenc
   table.report();
 }
 
-TEMPLATE_TEST_CASE("without the only key the output is zero", "[evidence][statistic]", float, double) {
+TEMPLATE_TEST_CASE("without the only key the output is zero", "[evidence][statistic]", SCALARS) {
   using T = TestType;
   support::Random random(302);
   for (const Index queries : {Index(3), Index(40)}) {
@@ -123,7 +123,7 @@ TEMPLATE_TEST_CASE("without the only key the output is zero", "[evidence][statis
 }
 
 TEMPLATE_TEST_CASE("dominant keys: what is not seen or does not count reaches no leave-one-out",
-                   "[evidence][statistic]", float, double) {
+                   "[evidence][statistic]", SCALARS) {
   using T = TestType;
   support::Random random(303);
   for (const Index queries : {Index(6), Index(60)}) {
@@ -152,7 +152,7 @@ TEMPLATE_TEST_CASE("dominant keys: what is not seen or does not count reaches no
 }
 
 TEMPLATE_TEST_CASE("leave-one-out of packed sequences and of caches is that of each alone", "[evidence][statistic]",
-                   float, double) {
+                   SCALARS) {
   using T = TestType;
   support::Random random(304);
   const support::Shape s{1, 2, 1, 90, 400, 8, 9};

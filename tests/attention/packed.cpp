@@ -121,7 +121,7 @@ void check_packed(support::Table& table, const Lengths& lengths, Layout layout, 
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("packed sequences are each sequence alone", "[attention][packed]", float, double) {
+TEMPLATE_TEST_CASE("packed sequences are each sequence alone", "[attention][packed]", SCALARS) {
   using T = TestType;
   support::Table table;
   const Lengths mixed({{20, 20}, {1, 40}, {0, 7}, {9, 0}, {300, 260}, {50, 130}, {0, 0}, {8, 8}, {17, 16}});
@@ -135,7 +135,7 @@ TEMPLATE_TEST_CASE("packed sequences are each sequence alone", "[attention][pack
 }
 
 TEMPLATE_TEST_CASE("many packed sequences that decode are each alone, in any company",
-                   "[attention][packed][executor]", float, double) {
+                   "[attention][packed][executor]", SCALARS) {
   using T = TestType;
   constexpr Index heads = 6, kv_heads = 2, dim = 20, value_dim = 17;
   // No keys, one, a block and a part, several splits, and one that is long beside the others.

@@ -74,7 +74,7 @@ void check_executors(support::Table& table, const support::Shape& s, const suppo
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("any executor gives the same bits", "[attention][executor]", float, double) {
+TEMPLATE_TEST_CASE("any executor gives the same bits", "[attention][executor]", SCALARS) {
   using T = TestType;
   support::Table table;
   support::Random random(31);
@@ -89,7 +89,7 @@ TEMPLATE_TEST_CASE("any executor gives the same bits", "[attention][executor]", 
   table.report();
 }
 
-TEMPLATE_TEST_CASE("a workspace changes nothing", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("a workspace changes nothing", "[attention]", SCALARS) {
   using T = TestType;
   support::Random random(32);
   ab::Workspace workspace;
@@ -105,7 +105,7 @@ TEMPLATE_TEST_CASE("a workspace changes nothing", "[attention]", float, double) 
   }
 }
 
-TEMPLATE_TEST_CASE("a sequence alone or beside others gives the same bits", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("a sequence alone or beside others gives the same bits", "[attention]", SCALARS) {
   using T = TestType;
   support::Random random(33);
   const support::Shape s{3, 4, 2, 150, 170, 12, 9};
@@ -137,7 +137,7 @@ TEMPLATE_TEST_CASE("a sequence alone or beside others gives the same bits", "[at
   table.report();
 }
 
-TEMPLATE_TEST_CASE("a layout changes nothing", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("a layout changes nothing", "[attention]", SCALARS) {
   using T = TestType;
   support::Random random(34);
   const support::Shape s{2, 2, 2, 100, 140, 19, 21};
@@ -157,8 +157,8 @@ TEMPLATE_TEST_CASE("a layout changes nothing", "[attention]", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("blocks of queries that share the walk over far keys give the same bits", "[attention]", float,
-                   double) {
+TEMPLATE_TEST_CASE("blocks of queries that share the walk over far keys give the same bits", "[attention]",
+                   SCALARS) {
   using T = TestType;
   support::Random random(35);
   // Keys and values beyond the second cache, and at least five blocks of queries in each of the sixteen chunks. A mask

@@ -73,8 +73,7 @@ void count(Asked& asked, std::atomic<Index>& scores, const M& mask, bool observe
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("what is full is not tested and what is masked is not computed", "[attention][mask]", float,
-                   double) {
+TEMPLATE_TEST_CASE("what is full is not tested and what is masked is not computed", "[attention][mask]", SCALARS) {
   using T = TestType;
   Asked asked;
   std::atomic<Index> scores{0};

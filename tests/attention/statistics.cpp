@@ -52,7 +52,7 @@ void check_statistic(support::Table& table, const char* name, Statistic statisti
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("statistics of the probabilities are the reference", "[evidence][statistic]", float, double) {
+TEMPLATE_TEST_CASE("statistics of the probabilities are the reference", "[evidence][statistic]", SCALARS) {
   using T = TestType;
   support::Table table;
   support::Random random(141);
@@ -80,7 +80,7 @@ TEMPLATE_TEST_CASE("statistics of the probabilities are the reference", "[eviden
   table.report();
 }
 
-TEMPLATE_TEST_CASE("leave-one-out is the change of the output", "[evidence][statistic]", float, double) {
+TEMPLATE_TEST_CASE("leave-one-out is the change of the output", "[evidence][statistic]", SCALARS) {
   using T = TestType;
   support::Random random(142);
   const support::Shape s{1, 1, 1, 20, 12, 4, 6}, less{1, 1, 1, 20, 11, 4, 6};
@@ -107,7 +107,7 @@ TEMPLATE_TEST_CASE("leave-one-out is the change of the output", "[evidence][stat
   }
 }
 
-TEMPLATE_TEST_CASE("what is masked reaches no statistic", "[evidence][statistic]", float, double) {
+TEMPLATE_TEST_CASE("what is masked reaches no statistic", "[evidence][statistic]", SCALARS) {
   using T = TestType;
   support::Random random(143);
   const support::Shape s{1, 1, 1, 60, 60, 4, 4};
@@ -145,7 +145,7 @@ TEMPLATE_TEST_CASE("what is masked reaches no statistic", "[evidence][statistic]
 }
 
 TEMPLATE_TEST_CASE("leave-one-out of values that are infinite or as large as they can be", "[evidence][statistic]",
-                   float, double) {
+                   SCALARS) {
   using T = TestType;
   support::Random random(144);
   const support::Shape s{1, 1, 1, 40, 70, 4, 5};
@@ -176,7 +176,7 @@ TEMPLATE_TEST_CASE("leave-one-out of values that are infinite or as large as the
   }
 }
 
-TEMPLATE_TEST_CASE("an output that does not count reaches no leave-one-out", "[evidence][statistic]", float, double) {
+TEMPLATE_TEST_CASE("an output that does not count reaches no leave-one-out", "[evidence][statistic]", SCALARS) {
   using T = TestType;
   support::Random random(145);
   const support::Inputs<T> in({1, 1, 1, 60, 60, 4, 4}, random);
@@ -193,7 +193,7 @@ TEMPLATE_TEST_CASE("an output that does not count reaches no leave-one-out", "[e
   CHECK(support::same_bits(clean.statistic(0, 0), touched.statistic(0, 0)));
 }
 
-TEMPLATE_TEST_CASE("the largest odds are finite", "[evidence][statistic]", float, double) {
+TEMPLATE_TEST_CASE("the largest odds are finite", "[evidence][statistic]", SCALARS) {
   // One key takes everything: p is 1, its odds are capped at 1 / epsilon.
   using T = TestType;
   support::Tensor<T> q(Layout::bhsd, 1, 1, 2, 1), k(Layout::bhsd, 1, 1, 3, 1), v(Layout::bhsd, 1, 1, 3, 2),

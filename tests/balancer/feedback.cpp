@@ -46,7 +46,7 @@ void check_throws(const Policy& policy, const std::vector<T>& signal, const std:
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("the plain rule is winner-take-all", "", float, double) {
+TEMPLATE_TEST_CASE("the plain rule is winner-take-all", "", SCALARS) {
   const std::vector<TestType> weights{TestType(.30), TestType(.28), TestType(.22), TestType(.20)};
   auto state = uniform<TestType>(4);
   for (int t = 0; t < 100; ++t) feedback::Plain<TestType>{}(state, weights);
@@ -60,7 +60,7 @@ TEMPLATE_TEST_CASE("the plain rule is winner-take-all", "", float, double) {
   CHECK(state[3] == Approx(5000 * std::log(.2 / .3)).epsilon(1e-4));
 }
 
-TEMPLATE_TEST_CASE("under the plain rule zero is absorbing, and never NaN", "", float, double) {
+TEMPLATE_TEST_CASE("under the plain rule zero is absorbing, and never NaN", "", SCALARS) {
   using V = std::vector<TestType>;
   auto state = uniform<TestType>(3);
   const feedback::Plain<TestType> plain;
@@ -81,7 +81,7 @@ TEMPLATE_TEST_CASE("under the plain rule zero is absorbing, and never NaN", "", 
   }
 }
 
-TEMPLATE_TEST_CASE("Leaky contracts by 1 - rate to w^gain", "", float, double) {
+TEMPLATE_TEST_CASE("Leaky contracts by 1 - rate to w^gain", "", SCALARS) {
   const std::vector<TestType> weights{4, 1, 9, 2};
   for (const double rate : {0.1, 0.5, 1.0})
     for (const double gain : {0.5, 1.0, 2.0}) {
@@ -101,7 +101,7 @@ TEMPLATE_TEST_CASE("Leaky contracts by 1 - rate to w^gain", "", float, double) {
     }
 }
 
-TEMPLATE_TEST_CASE("the closed loop contracts by 1 - rate * (1 - gain)", "", float, double) {
+TEMPLATE_TEST_CASE("the closed loop contracts by 1 - rate * (1 - gain)", "", SCALARS) {
   // What is observed is own * r: the shares steer the attention.
   const std::vector<TestType> own{4, 1, 9, 2};
   const auto observe = [&](const std::vector<TestType>& state) {
@@ -131,7 +131,7 @@ TEMPLATE_TEST_CASE("the closed loop contracts by 1 - rate * (1 - gain)", "", flo
   }
 }
 
-TEMPLATE_TEST_CASE("Leaky: zero is not for ever", "", float, double) {
+TEMPLATE_TEST_CASE("Leaky: zero is not for ever", "", SCALARS) {
   using V = std::vector<TestType>;
   const feedback::Leaky<TestType> leaky{};
   auto state = uniform<TestType>(2);
@@ -176,7 +176,7 @@ TEST_CASE("weights of any scale: only their ratios matter") {
   }
 }
 
-TEMPLATE_TEST_CASE("bad signals and bad parameters", "", float, double) {
+TEMPLATE_TEST_CASE("bad signals and bad parameters", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const T nan = std::numeric_limits<T>::quiet_NaN(), inf = std::numeric_limits<T>::infinity();

@@ -46,7 +46,7 @@ struct Nothing {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("Ema averages the normalised weights", "", float, double) {
+TEMPLATE_TEST_CASE("Ema averages the normalised weights", "", SCALARS) {
   using V = std::vector<TestType>;
   const feedback::Ema<TestType> ema{TestType(0.25)};
   auto state = uniform<TestType>(4);
@@ -82,7 +82,7 @@ TEMPLATE_TEST_CASE("Ema averages the normalised weights", "", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("FixedShare keeps everyone alive", "", float, double) {
+TEMPLATE_TEST_CASE("FixedShare keeps everyone alive", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const feedback::FixedShare policy{0.02, feedback::Plain<T>{}};
@@ -105,7 +105,7 @@ TEMPLATE_TEST_CASE("FixedShare keeps everyone alive", "", float, double) {
   CHECK(shares(untouched)[1] == Approx(1.0 / 3));
 }
 
-TEMPLATE_TEST_CASE("Hedge multiplies by exp(-eta loss)", "", float, double) {
+TEMPLATE_TEST_CASE("Hedge multiplies by exp(-eta loss)", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const feedback::Hedge<T> policy{.horizon = 100};
@@ -122,7 +122,7 @@ TEMPLATE_TEST_CASE("Hedge multiplies by exp(-eta loss)", "", float, double) {
   CHECK(shares(state)[0] + shares(state)[1] + shares(state)[2] == Approx(1));
 }
 
-TEMPLATE_TEST_CASE("BiasBalancing looks at the sign alone", "", float, double) {
+TEMPLATE_TEST_CASE("BiasBalancing looks at the sign alone", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const feedback::BiasBalancing<T> policy{T(0.1)};
@@ -161,7 +161,7 @@ TEMPLATE_TEST_CASE("BiasBalancing looks at the sign alone", "", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("bad signals and parameters of the other feedbacks", "", float, double) {
+TEMPLATE_TEST_CASE("bad signals and parameters of the other feedbacks", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const T nan = std::numeric_limits<T>::quiet_NaN(), inf = std::numeric_limits<T>::infinity();

@@ -53,7 +53,7 @@ struct Set {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a balancer starts uniform and follows its signal", "", float, double) {
+TEMPLATE_TEST_CASE("a balancer starts uniform and follows its signal", "", SCALARS) {
   ab::ResourceBalancer<TestType> balancer(4);
   CHECK(copy(balancer.shares()) == std::vector<TestType>(4, TestType(0.25)));
   CHECK(balancer.size() == 4);
@@ -68,7 +68,7 @@ TEMPLATE_TEST_CASE("a balancer starts uniform and follows its signal", "", float
   CHECK(balancer.shares()[1] == Approx(4.0 / 7));
 }
 
-TEMPLATE_TEST_CASE("the shares are bounded, the state is not", "", float, double) {
+TEMPLATE_TEST_CASE("the shares are bounded, the state is not", "", SCALARS) {
   using T = TestType;
   const ab::allocate::Bounded<T> bounds{.floor = T(0.1), .cap = T(0.5)};
   ab::ResourceBalancer balancer(3, bounds);
@@ -83,7 +83,7 @@ TEMPLATE_TEST_CASE("the shares are bounded, the state is not", "", float, double
   for (std::size_t i = 0; i < 3; ++i) CHECK(balancer.log_shares()[i] == std::log(balancer.shares()[i]));
 }
 
-TEMPLATE_TEST_CASE("log_shares is finite or -inf, never NaN", "", float, double) {
+TEMPLATE_TEST_CASE("log_shares is finite or -inf, never NaN", "", SCALARS) {
   using T = TestType;
   const std::vector<bool> mask{true, false, true};
   ab::ResourceBalancer<T, ab::allocate::Bounded<T>> masked(3, {.eligible = mask});
@@ -102,7 +102,7 @@ TEMPLATE_TEST_CASE("log_shares is finite or -inf, never NaN", "", float, double)
   CHECK(std::isfinite(plain.state()[0]));
 }
 
-TEMPLATE_TEST_CASE("units are exact and within the bounds", "", float, double) {
+TEMPLATE_TEST_CASE("units are exact and within the bounds", "", SCALARS) {
   using T = TestType;
   SECTION("without bounds they are Sainte-Lague of the shares") {
     ab::ResourceBalancer<T> balancer(3);
@@ -133,7 +133,7 @@ TEMPLATE_TEST_CASE("units are exact and within the bounds", "", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("explain says signal, state, share, bound and rounding", "", float, double) {
+TEMPLATE_TEST_CASE("explain says signal, state, share, bound and rounding", "", SCALARS) {
   using T = TestType;
   const std::vector<bool> mask{true, true, true, false};
   ab::ResourceBalancer<T, ab::allocate::Bounded<T>, ab::feedback::Leaky<T>> balancer(
@@ -179,7 +179,7 @@ TEMPLATE_TEST_CASE("explain says signal, state, share, bound and rounding", "", 
   CHECK_THROWS_WITH(balancer.explain(-1), "explain item is -1, but must be in [0, size = 4)");
 }
 
-TEMPLATE_TEST_CASE("explain says what would change it", "", float, double) {
+TEMPLATE_TEST_CASE("explain says what would change it", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   ab::ResourceBalancer<T, ab::allocate::Bounded<T>> balancer(4, {.floor = T(0.1), .cap = T(0.5)}, {.rate = T(1)});
@@ -250,7 +250,7 @@ TEMPLATE_TEST_CASE("explain says what would change it", "", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("a plan that does not flicker", "", float, double) {
+TEMPLATE_TEST_CASE("a plan that does not flicker", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   ab::ResourceBalancer<T> balancer(2, {}, {.rate = T(1)});
@@ -271,7 +271,7 @@ TEMPLATE_TEST_CASE("a plan that does not flicker", "", float, double) {
   CHECK(balancer.units(200) == std::vector<Index>{40, 160});
 }
 
-TEMPLATE_TEST_CASE("a saved state continues bit for bit", "", float, double) {
+TEMPLATE_TEST_CASE("a saved state continues bit for bit", "", SCALARS) {
   using T = TestType;
   ab::ResourceBalancer<T> first(3), second(3);
   for (int t = 0; t < 5; ++t) first.update(std::vector<T>{T(0.3), T(1) + T(t), T(7)});
@@ -300,8 +300,7 @@ TEMPLATE_TEST_CASE("a saved state continues bit for bit", "", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("an input that is another one from now on begins with the mean of the others", "", float,
-                   double) {
+TEMPLATE_TEST_CASE("an input that is another one from now on begins with the mean of the others", "", SCALARS) {
   using T = TestType;
   std::vector<bool> eligible{true, true, true, true};
   const ab::allocate::Bounded<T> bounded{.floor = 0, .cap = 1, .eligible = eligible};
@@ -326,7 +325,7 @@ TEMPLATE_TEST_CASE("an input that is another one from now on begins with the mea
   CHECK_THROWS_WITH(balancer.restart(-1), ContainsSubstring("restart item is -1"));
 }
 
-TEMPLATE_TEST_CASE("what throws changes nothing", "", float, double) {
+TEMPLATE_TEST_CASE("what throws changes nothing", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const T nan = std::numeric_limits<T>::quiet_NaN(), inf = std::numeric_limits<T>::infinity();

@@ -12,7 +12,7 @@ using ab::Index;
 using ab::Snapshot;
 using Catch::Matchers::ContainsSubstring;
 
-TEMPLATE_TEST_CASE("a snapshot reads as what it is, and back", "", float, double) {
+TEMPLATE_TEST_CASE("a snapshot reads as what it is, and back", "", SCALARS) {
   using T = TestType;
   const Snapshot<T> saved{7, {T(-0.5), -std::numeric_limits<T>::infinity(), T(0.1), T(-0.0)}, 10, {1, 2, 3, 4}};
   const std::string scalar = sizeof(T) == 4 ? "float" : "double";

@@ -27,7 +27,7 @@ std::vector<T> there_and_back(const std::vector<T>& row, Index bits, Levels leve
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("the levels of each scheme", "", float, double) {
+TEMPLATE_TEST_CASE("the levels of each scheme", "", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const V x{-1, T(0.1), T(0.4), 3};
@@ -46,7 +46,7 @@ TEMPLATE_TEST_CASE("the levels of each scheme", "", float, double) {
   for (const Index bits : {0, 1, 2, 16}) CHECK(there_and_back(zero, bits, Levels::symmetric) == zero);
 }
 
-TEMPLATE_TEST_CASE("groups, rows and what they cost", "", float, double) {
+TEMPLATE_TEST_CASE("groups, rows and what they cost", "", SCALARS) {
   using T = TestType;
   std::vector<T> x;
   for (int i = 0; i < 30; ++i) x.push_back(static_cast<T>(std::sin(i * i)));
@@ -96,7 +96,7 @@ TEMPLATE_TEST_CASE("groups, rows and what they cost", "", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("bad bits and bad matrices", "", float, double) {
+TEMPLATE_TEST_CASE("bad bits and bad matrices", "", SCALARS) {
   using T = TestType;
   std::vector<T> x{1, 2, 3, 4, 5, 6};
   const auto view = execute::rows(x.data(), 2, 3);

@@ -21,7 +21,7 @@ Indices places(const execute::MergePlan& plan) { return list(plan.places()); }
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("fuse joins what is dropped, weighted, where the heaviest stood", "", float, double) {
+TEMPLATE_TEST_CASE("fuse joins what is dropped, weighted, where the heaviest stood", "", SCALARS) {
   using T = TestType;
   const std::vector<T> scores{8, 1, 9, 2, 1};
   const auto plan = execute::fuse(execute::token_budget(scores, 2), scores);
@@ -68,7 +68,7 @@ TEMPLATE_TEST_CASE("fuse joins what is dropped, weighted, where the heaviest sto
   }
 }
 
-TEMPLATE_TEST_CASE("merge joins the most alike of two halves", "", float, double) {
+TEMPLATE_TEST_CASE("merge joins the most alike of two halves", "", SCALARS) {
   using T = TestType;
   // Even: 0, 2, 4. Odd: 1, 3, 5. Cosines: 0 and 1 alike, 2 and 3 nearly, 4 opposite to all.
   std::vector<T> keys{1, 0, 3, T(0.03), 0, 1, T(0.2), 2, -1, -1, T(0.1), T(0.1)};

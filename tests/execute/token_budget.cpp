@@ -31,7 +31,7 @@ std::vector<T> iota(Index n) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("token_budget keeps the highest scores, in order", "", float, double) {
+TEMPLATE_TEST_CASE("token_budget keeps the highest scores, in order", "", SCALARS) {
   const std::vector<TestType> scores{1, 5, 3, -2, 5, 4};
   CHECK(kept(execute::token_budget(scores, 1)) == Indices{1});
   CHECK(kept(execute::token_budget(scores, 2)) == Indices{1, 4});
@@ -44,14 +44,14 @@ TEMPLATE_TEST_CASE("token_budget keeps the highest scores, in order", "", float,
   CHECK(plan.dropped() == Indices{0, 3});
 }
 
-TEMPLATE_TEST_CASE("ties go to the lower index; infinite scores are scores", "", float, double) {
+TEMPLATE_TEST_CASE("ties go to the lower index; infinite scores are scores", "", SCALARS) {
   const TestType inf = std::numeric_limits<TestType>::infinity();
   CHECK(kept(execute::token_budget(std::vector<TestType>(6, TestType(2)), 3)) == Indices{0, 1, 2});
   CHECK(kept(execute::token_budget(std::vector<TestType>{0, -0.0, 0}, 2)) == Indices{0, 1});
   CHECK(kept(execute::token_budget(std::vector<TestType>{-inf, 1, inf, -5}, 3)) == Indices{1, 2, 3});
 }
 
-TEMPLATE_TEST_CASE("pins are kept and count", "", float, double) {
+TEMPLATE_TEST_CASE("pins are kept and count", "", SCALARS) {
   const std::vector<TestType> scores{1, 5, 3, 2, 5, 4};
   CHECK(kept(execute::token_budget(scores, 3, {0, 3})) == Indices{0, 1, 3});
   CHECK(kept(execute::token_budget(scores, 2, {3, 0})) == Indices{0, 3});
@@ -67,7 +67,7 @@ TEMPLATE_TEST_CASE("pins are kept and count", "", float, double) {
   CHECK_THROWS_AS(execute::token_budget(scores, 2, {-1}), ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("only the eligible are kept", "", float, double) {
+TEMPLATE_TEST_CASE("only the eligible are kept", "", SCALARS) {
   const std::vector<TestType> scores{1, 5, 3, 2, 5, 4};
   const std::vector<bool> mask{true, false, true, true, false, false};
   const Indices pins{0}, wrong{1};
@@ -80,7 +80,7 @@ TEMPLATE_TEST_CASE("only the eligible are kept", "", float, double) {
   CHECK_THROWS_AS(execute::token_budget(scores, 2, {.eligible = small}), ab::ShapeError);
 }
 
-TEMPLATE_TEST_CASE("keeping nothing must be meant", "", float, double) {
+TEMPLATE_TEST_CASE("keeping nothing must be meant", "", SCALARS) {
   const std::vector<TestType> scores{1, 5}, none;
   const std::vector<bool> mask(2, false);
   CHECK_THROWS_AS(execute::token_budget(scores, 0), ab::BudgetError);
@@ -97,7 +97,7 @@ TEMPLATE_TEST_CASE("keeping nothing must be meant", "", float, double) {
                     "budget is -1, but must not be negative");
 }
 
-TEMPLATE_TEST_CASE("a NaN score is named", "", float, double) {
+TEMPLATE_TEST_CASE("a NaN score is named", "", SCALARS) {
   const std::vector<TestType> scores{1, std::numeric_limits<TestType>::quiet_NaN()};
   CHECK_THROWS_AS(execute::token_budget(scores, 1), ab::InputError);
   CHECK_THROWS_WITH(execute::token_budget(scores, 1), "score of item 1 is nan, but must be a number");

@@ -113,7 +113,7 @@ TEST_CASE("in one thread the tasks of a queue run in the order in which they cam
   CHECK_THROWS_AS(execute::WorkQueues<int>(0), ab::ShapeError);
 }
 
-TEMPLATE_TEST_CASE("route chooses with the bias and weights without it", "", float, double) {
+TEMPLATE_TEST_CASE("route chooses with the bias and weights without it", "", SCALARS) {
   using V = std::vector<TestType>;
   const V scores{TestType(0.1), TestType(0.5), TestType(0.4)};
   auto route = execute::route(scores, V{0, 0, 0}, 2);

@@ -38,7 +38,7 @@ ab::feedback::Leaky<T> leaky() {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "Leaky",
@@ -84,7 +84,7 @@ TEMPLATE_TEST_CASE("feedback: strictly positive and normalised, whatever comes",
       300);
 }
 
-TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[property]", SCALARS) {
   using T = TestType;
   holds("two states under the same signals approach by 1 - rate each cycle", [] {
     const auto n = property::size();
@@ -120,7 +120,7 @@ TEMPLATE_TEST_CASE("feedback: contraction by 1 - rate, and the fixed point", "[p
       200);
 }
 
-TEMPLATE_TEST_CASE("feedback: starvation", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedback: starvation", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "weight zero for long, then recovery within log(.) / rate steps",
@@ -139,7 +139,7 @@ TEMPLATE_TEST_CASE("feedback: starvation", "[property]", float, double) {
       300);
 }
 
-TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "same signals, same shares; a restored balancer goes on as the saved one",
@@ -170,8 +170,7 @@ TEMPLATE_TEST_CASE("feedback: replay, save and restore to the bit", "[property]"
       300);
 }
 
-TEMPLATE_TEST_CASE("balancer: units are exact within whole bounds, or it says why not", "[property]", float,
-                   double) {
+TEMPLATE_TEST_CASE("balancer: units are exact within whole bounds, or it says why not", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "units(total)",

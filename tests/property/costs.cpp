@@ -38,7 +38,7 @@ std::vector<double> wide(const std::vector<T>& x) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("bits: optimal within bounds, at any size", "[property]", float, double) {
+TEMPLATE_TEST_CASE("bits: optimal within bounds, at any size", "[property]", SCALARS) {
   using T = TestType;
   holds("no bit would save more elsewhere; one bit more changes one item", [] {
     const auto s = property::weights<T>();
@@ -83,7 +83,7 @@ TEMPLATE_TEST_CASE("bits: optimal within bounds, at any size", "[property]", flo
 }
 
 TEMPLATE_TEST_CASE("priced bits: within the budget, and the bound is the optimum with a bit split", "[property]",
-                   float, double) {
+                   SCALARS) {
   using T = TestType;
   holds("cost, error, bound", [] {
     const auto s = property::weights<T>();
@@ -131,7 +131,7 @@ TEMPLATE_TEST_CASE("priced bits: within the budget, and the bound is the optimum
 }
 
 TEMPLATE_TEST_CASE("knapsack: within the budget, at least half of the best, and the bound holds", "[property]",
-                   float, double) {
+                   SCALARS) {
   using T = TestType;
   holds("cost, value, bound, pins, mask", [] {
     const auto values = property::weights<T>();
@@ -268,8 +268,7 @@ Users<T> make_users() {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("dominant_resource: fair, and nothing left that anybody could use", "[property]", float,
-                   double) {
+TEMPLATE_TEST_CASE("dominant_resource: fair, and nothing left that anybody could use", "[property]", SCALARS) {
   using T = TestType;
   holds("each is held by its cap, or by a resource that is gone and of which none has more", [] {
     const auto c = make_users<T>();

@@ -56,7 +56,7 @@ double distance(const std::vector<T>& a, const std::vector<T>& b) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("euclidean: the post-condition and the definition", "[property]", float, double) {
+TEMPLATE_TEST_CASE("euclidean: the post-condition and the definition", "[property]", SCALARS) {
   using T = TestType;
   holds("sum, bounds bit for bit, mask, clip(w + nu, l, u)", [] {
     const auto p = problem<T>();
@@ -82,7 +82,7 @@ TEMPLATE_TEST_CASE("euclidean: the post-condition and the definition", "[propert
   });
 }
 
-TEMPLATE_TEST_CASE("euclidean: idempotent, shift-invariant, 1-Lipschitz", "[property]", float, double) {
+TEMPLATE_TEST_CASE("euclidean: idempotent, shift-invariant, 1-Lipschitz", "[property]", SCALARS) {
   using T = TestType;
   holds("idempotent", [] {
     const auto p = problem<T>();
@@ -111,7 +111,7 @@ TEMPLATE_TEST_CASE("euclidean: idempotent, shift-invariant, 1-Lipschitz", "[prop
   });
 }
 
-TEMPLATE_TEST_CASE("sparsemax and entmax: sum, order, scale, zero", "[property]", float, double) {
+TEMPLATE_TEST_CASE("sparsemax and entmax: sum, order, scale, zero", "[property]", SCALARS) {
   using T = TestType;
   const auto check = [](const auto& policy) {
     const auto w = property::weights<T>();
@@ -144,7 +144,7 @@ TEMPLATE_TEST_CASE("sparsemax and entmax: sum, order, scale, zero", "[property]"
   });
 }
 
-TEMPLATE_TEST_CASE("tempered shares: sum, bounds, order", "[property]", float, double) {
+TEMPLATE_TEST_CASE("tempered shares: sum, bounds, order", "[property]", SCALARS) {
   using T = TestType;
   const auto check = [](Problem<T> p, bool common) {
     if (common) make_common(p);

@@ -74,7 +74,7 @@ std::vector<double> sizes_of(std::size_t n) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("fuse: the weighted mean and the size of what was dropped", "[property]", float, double) {
+TEMPLATE_TEST_CASE("fuse: the weighted mean and the size of what was dropped", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "fuse",
@@ -90,7 +90,7 @@ TEMPLATE_TEST_CASE("fuse: the weighted mean and the size of what was dropped", "
       1500);
 }
 
-TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", float, double) {
+TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "merge",
@@ -142,7 +142,7 @@ TEMPLATE_TEST_CASE("merge: the best pairs, and the mean by size", "[property]", 
       1500);
 }
 
-TEMPLATE_TEST_CASE("bits: the error that each scheme states, and the same back", "[property]", float, double) {
+TEMPLATE_TEST_CASE("bits: the error that each scheme states, and the same back", "[property]", SCALARS) {
   using T = TestType;
   holds("bit_budget", [] {
     const auto n = property::size(10000), width = property::in_range<std::size_t>(1, 12);

@@ -65,7 +65,7 @@ void check_positive(const Policy& policy, const std::vector<T>& given, std::vect
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("feedbacks: strictly positive, >= alpha / n with fixed share", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedbacks: strictly positive, >= alpha / n with fixed share", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "whatever comes, each state stays positive and adds up to 1",
@@ -95,7 +95,7 @@ TEMPLATE_TEST_CASE("feedbacks: strictly positive, >= alpha / n with fixed share"
       400);
 }
 
-TEMPLATE_TEST_CASE("feedbacks: no underflow over thousands of cycles", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedbacks: no underflow over thousands of cycles", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "one signal for 5000 cycles, however extreme, then another",
@@ -130,7 +130,7 @@ TEMPLATE_TEST_CASE("feedbacks: no underflow over thousands of cycles", "[propert
       25);
 }
 
-TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weights", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weights", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "two states under the same signals",
@@ -168,7 +168,7 @@ TEMPLATE_TEST_CASE("feedbacks: Ema contracts by 1 - rate and settles at the weig
       100);
 }
 
-TEMPLATE_TEST_CASE("feedbacks: starvation and recovery", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedbacks: starvation and recovery", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "weight zero for long, then back",
@@ -197,7 +197,7 @@ TEMPLATE_TEST_CASE("feedbacks: starvation and recovery", "[property]", float, do
       150);
 }
 
-TEMPLATE_TEST_CASE("feedbacks: the regret of Hedge", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedbacks: the regret of Hedge", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "at most sqrt(T log n / 2), whatever the adversary, who sees the shares",
@@ -233,7 +233,7 @@ TEMPLATE_TEST_CASE("feedbacks: the regret of Hedge", "[property]", float, double
       5000);
 }
 
-TEMPLATE_TEST_CASE("feedbacks: bias balancing moves by its step and no more", "[property]", float, double) {
+TEMPLATE_TEST_CASE("feedbacks: bias balancing moves by its step and no more", "[property]", SCALARS) {
   using T = TestType;
   holds(
       "against the sign of the excess",
@@ -258,8 +258,7 @@ TEMPLATE_TEST_CASE("feedbacks: bias balancing moves by its step and no more", "[
       3000);
 }
 
-TEMPLATE_TEST_CASE("feedbacks: a hundred thousand items of sixty orders of magnitude", "[property]", float,
-                   double) {
+TEMPLATE_TEST_CASE("feedbacks: a hundred thousand items of sixty orders of magnitude", "[property]", SCALARS) {
   using T = TestType;
   constexpr std::size_t n = 100000;
   std::mt19937 random(5);
@@ -293,7 +292,7 @@ TEMPLATE_TEST_CASE("feedbacks: a hundred thousand items of sixty orders of magni
   check(feedback::BiasBalancing<T>{T(0.01)}, weights, 0);
 }
 
-TEMPLATE_TEST_CASE("plans: only past the hysteresis, and never more than the churn", "[property]", float, double) {
+TEMPLATE_TEST_CASE("plans: only past the hysteresis, and never more than the churn", "[property]", SCALARS) {
   using T = TestType;
   holds("apportion::steady beside any plan in force", [] {
     const auto n = property::size();
@@ -341,7 +340,7 @@ TEMPLATE_TEST_CASE("plans: only past the hysteresis, and never more than the chu
   });
 }
 
-TEMPLATE_TEST_CASE("balancer: replay, save and restore with every feedback", "[property]", float, double) {
+TEMPLATE_TEST_CASE("balancer: replay, save and restore with every feedback", "[property]", SCALARS) {
   using T = TestType;
   const auto check = [](const char* name, auto policy, bool of_losses) {
     holds(

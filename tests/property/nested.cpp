@@ -53,7 +53,7 @@ void check_kept(const Case<T>& c, const allocate::Selection& s) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("select: the caller's ids make it equivariant under permutation", "[property]", float, double) {
+TEMPLATE_TEST_CASE("select: the caller's ids make it equivariant under permutation", "[property]", SCALARS) {
   using T = TestType;
   holds("top_k keeps the same items wherever they stand", [] {
     const auto c = make_case<T>();
@@ -76,7 +76,7 @@ TEMPLATE_TEST_CASE("select: the caller's ids make it equivariant under permutati
   });
 }
 
-TEMPLATE_TEST_CASE("select: threshold", "[property]", float, double) {
+TEMPLATE_TEST_CASE("select: threshold", "[property]", SCALARS) {
   using T = TestType;
   holds("keeps what reaches it, the best first where a count binds", [] {
     const auto c = make_case<T>();
@@ -94,7 +94,7 @@ TEMPLATE_TEST_CASE("select: threshold", "[property]", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("select: inverse_cdf", "[property]", float, double) {
+TEMPLATE_TEST_CASE("select: inverse_cdf", "[property]", SCALARS) {
   using T = TestType;
   holds("at most the budget, never weight zero, always what holds a whole quantile", [] {
     const auto c = make_case<T>();
@@ -118,7 +118,7 @@ TEMPLATE_TEST_CASE("select: inverse_cdf", "[property]", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("select: joint over heads", "[property]", float, double) {
+TEMPLATE_TEST_CASE("select: joint over heads", "[property]", SCALARS) {
   using T = TestType;
   holds("the total, the floors, the best, nested", [] {
     const Index heads = property::in_range<Index>(1, 5);

@@ -103,7 +103,7 @@ bool close(T a, T b) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("saliency: follows its keys, and none is negative", "[property]", float, double) {
+TEMPLATE_TEST_CASE("saliency: follows its keys, and none is negative", "[property]", SCALARS) {
   using T = TestType;
   const auto queries = statistics();
   holds(
@@ -130,7 +130,7 @@ TEMPLATE_TEST_CASE("saliency: follows its keys, and none is negative", "[propert
       600);
 }
 
-TEMPLATE_TEST_CASE("saliency: reductions conserve", "[property]", float, double) {
+TEMPLATE_TEST_CASE("saliency: reductions conserve", "[property]", SCALARS) {
   using T = TestType;
   holds("sums, means and maxima of heads and of groups agree", [] {
     const Case<T> c(Case<T>::make(), ab::evidence::Kind::squares);
@@ -166,7 +166,7 @@ TEMPLATE_TEST_CASE("saliency: reductions conserve", "[property]", float, double)
   });
 }
 
-TEMPLATE_TEST_CASE("saliency: evicting slots and adding evidence commute", "[property]", float, double) {
+TEMPLATE_TEST_CASE("saliency: evicting slots and adding evidence commute", "[property]", SCALARS) {
   using T = TestType;
   holds("what is left is as if the others had never been", [] {
     const auto rows = Case<T>::make();

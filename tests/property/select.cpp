@@ -44,7 +44,7 @@ Case<T> make_case(std::size_t most = 100000) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("select: size, order, pins, mask, and the best", "[property]", float, double) {
+TEMPLATE_TEST_CASE("select: size, order, pins, mask, and the best", "[property]", SCALARS) {
   using T = TestType;
   holds("every promise of token_budget", [] {
     const auto c = make_case<T>();

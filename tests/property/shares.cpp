@@ -60,7 +60,7 @@ std::vector<long double> oracle(const Problem<T>& p) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("shares: the post-condition", "[property]", float, double) {
+TEMPLATE_TEST_CASE("shares: the post-condition", "[property]", SCALARS) {
   using T = TestType;
   holds("sum, bounds bit for bit, masked get nothing", [] {
     const auto p = property::problem<T>();
@@ -68,7 +68,7 @@ TEMPLATE_TEST_CASE("shares: the post-condition", "[property]", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("shares: they are clip(nu w, l, u)", "[property]", float, double) {
+TEMPLATE_TEST_CASE("shares: they are clip(nu w, l, u)", "[property]", SCALARS) {
   using T = TestType;
   holds("agrees with bisection", [] {
     const auto p = property::problem<T>(300);
@@ -79,7 +79,7 @@ TEMPLATE_TEST_CASE("shares: they are clip(nu w, l, u)", "[property]", float, dou
   });
 }
 
-TEMPLATE_TEST_CASE("shares: order, scale, idempotence", "[property]", float, double) {
+TEMPLATE_TEST_CASE("shares: order, scale, idempotence", "[property]", SCALARS) {
   using T = TestType;
   holds("order-preserving under common bounds", [] {
     auto p = property::problem<T>();
@@ -128,7 +128,7 @@ TEMPLATE_TEST_CASE("shares: order, scale, idempotence", "[property]", float, dou
   });
 }
 
-TEMPLATE_TEST_CASE("shares: in place, and no bounds at all", "[property]", float, double) {
+TEMPLATE_TEST_CASE("shares: in place, and no bounds at all", "[property]", SCALARS) {
   using T = TestType;
   holds("the spans may be the same memory", [] {
     const auto p = property::problem<T>();
@@ -151,7 +151,7 @@ TEMPLATE_TEST_CASE("shares: in place, and no bounds at all", "[property]", float
   });
 }
 
-TEMPLATE_TEST_CASE("zero evidence: uniform over the eligible", "[property]", float, double) {
+TEMPLATE_TEST_CASE("zero evidence: uniform over the eligible", "[property]", SCALARS) {
   using T = TestType;
   holds("all weights zero", [] {
     const auto p = property::problem<T>();
@@ -173,7 +173,7 @@ TEMPLATE_TEST_CASE("zero evidence: uniform over the eligible", "[property]", flo
   });
 }
 
-TEMPLATE_TEST_CASE("shares: infeasible or bad is an error, and nothing is written", "[property]", float, double) {
+TEMPLATE_TEST_CASE("shares: infeasible or bad is an error, and nothing is written", "[property]", SCALARS) {
   using T = TestType;
   const auto throws = []<class Error>(const Problem<T>& p, Error*) {
     std::vector<T> x(p.weights.size(), T(-3));

@@ -82,8 +82,7 @@ bool all_zero(const std::vector<T>& weights) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("units: the sum is the total, exactly, and more weight never gets less", "[property]", float,
-                   double) {
+TEMPLATE_TEST_CASE("units: the sum is the total, exactly, and more weight never gets less", "[property]", SCALARS) {
   using T = TestType;
   holds("every method", [] {
     const auto w = property::weights<T>();
@@ -121,7 +120,7 @@ TEMPLATE_TEST_CASE("units: the sum is the total, exactly, and more weight never 
   });
 }
 
-TEMPLATE_TEST_CASE("units: hamilton stays within one of the quota", "[property]", float, double) {
+TEMPLATE_TEST_CASE("units: hamilton stays within one of the quota", "[property]", SCALARS) {
   using T = TestType;
   holds("|units - quota| < 1", [] {
     const auto w = property::weights<T>();
@@ -135,7 +134,7 @@ TEMPLATE_TEST_CASE("units: hamilton stays within one of the quota", "[property]"
 }
 
 TEMPLATE_TEST_CASE("units: divisor methods and quota are house monotone, and the sum is the total", "[property]",
-                   float, double) {
+                   SCALARS) {
   using T = TestType;
   const auto grows = [](const Units& before, const Units& after) {
     for (std::size_t i = 0; i < before.size(); ++i) PROPERTY(after[i] >= before[i]);
@@ -166,7 +165,7 @@ TEMPLATE_TEST_CASE("units: divisor methods and quota are house monotone, and the
   });
 }
 
-TEMPLATE_TEST_CASE("units: dhondt is never below quota, adams never above", "[property]", float, double) {
+TEMPLATE_TEST_CASE("units: dhondt is never below quota, adams never above", "[property]", SCALARS) {
   using T = TestType;
   holds("lower and upper quota", [] {
     auto w = property::weights<T>();
@@ -183,7 +182,7 @@ TEMPLATE_TEST_CASE("units: dhondt is never below quota, adams never above", "[pr
   });
 }
 
-TEMPLATE_TEST_CASE("units: a divisor method is what awarding one by one gives", "[property]", float, double) {
+TEMPLATE_TEST_CASE("units: a divisor method is what awarding one by one gives", "[property]", SCALARS) {
   using T = TestType;
   holds("no bounds", [] {
     const auto& method = divisors<T>[property::in_range<std::size_t>(0, 4)];
@@ -205,7 +204,7 @@ TEMPLATE_TEST_CASE("units: a divisor method is what awarding one by one gives", 
   });
 }
 
-TEMPLATE_TEST_CASE("units: bounds, blocks and pins are kept at any total", "[property]", float, double) {
+TEMPLATE_TEST_CASE("units: bounds, blocks and pins are kept at any total", "[property]", SCALARS) {
   using T = TestType;
   holds("every method", [] {
     const auto w = property::weights<T>();
@@ -228,7 +227,7 @@ TEMPLATE_TEST_CASE("units: bounds, blocks and pins are kept at any total", "[pro
   });
 }
 
-TEMPLATE_TEST_CASE("units: hamilton within bounds is within one of clip(nu w, l, u)", "[property]", float, double) {
+TEMPLATE_TEST_CASE("units: hamilton within bounds is within one of clip(nu w, l, u)", "[property]", SCALARS) {
   using T = TestType;
   holds("|units - x| < 1", [] {
     auto w = property::weights<T>();
@@ -249,7 +248,7 @@ TEMPLATE_TEST_CASE("units: hamilton within bounds is within one of clip(nu w, l,
   });
 }
 
-TEMPLATE_TEST_CASE("units: ids make it equivariant under permutation", "[property]", float, double) {
+TEMPLATE_TEST_CASE("units: ids make it equivariant under permutation", "[property]", SCALARS) {
   using T = TestType;
   holds("every method", [] {
     const std::size_t n = property::size();

@@ -36,7 +36,7 @@ ab::Evidence<T> flat(Index heads, Index keys) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("norms of any size", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("norms of any size", "[saliency]", SCALARS) {
   using T = TestType;
   const T most = std::numeric_limits<T>::max() / 8, least = std::numeric_limits<T>::min();
   const std::vector<T> x{3, 4, -3, 4, most * T(0.6), most * T(0.8), least * 3, least * 4, 0, 0};
@@ -54,7 +54,7 @@ TEMPLATE_TEST_CASE("norms of any size", "[saliency]", float, double) {
   CHECK(std::isnan(strange[0][1]));
 }
 
-TEMPLATE_TEST_CASE("key norm and key difference", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("key norm and key difference", "[saliency]", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const V k{3, 4, 0, 1, 0, 0, /* second head */ 1, 0, 1, 0, 0, 2};
@@ -86,7 +86,7 @@ TEMPLATE_TEST_CASE("key norm and key difference", "[saliency]", float, double) {
                   ab::ShapeError);
 }
 
-TEMPLATE_TEST_CASE("value-weighted mass", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("value-weighted mass", "[saliency]", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   auto evidence = flat<T>(4, 3);
@@ -126,7 +126,7 @@ TEMPLATE_TEST_CASE("value-weighted mass", "[saliency]", float, double) {
   CHECK(ab::allocate::two_stage(scores, norms, 1, 1)[0].kept()[0] == 1);
 }
 
-TEMPLATE_TEST_CASE("expected attention", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("expected attention", "[saliency]", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   // Queries that are all the same have no covariance: it is their attention.
@@ -181,7 +181,7 @@ TEMPLATE_TEST_CASE("expected attention", "[saliency]", float, double) {
       ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("page bounds", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("page bounds", "[saliency]", SCALARS) {
   using T = TestType;
   using V = std::vector<T>;
   const V k{1, -1, 3, 0, -2, 5}, q{1, -2};

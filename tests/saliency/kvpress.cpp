@@ -89,7 +89,7 @@ void check(const char* press, const char* ratio, const composition::Selections& 
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("the keys that kvpress keeps", "[saliency][golden]", float, double) {
+TEMPLATE_TEST_CASE("the keys that kvpress keeps", "[saliency][golden]", SCALARS) {
   using T = TestType;
   const Layer<T> layer;
   const auto last = layer.observed(ab::QueryWeights::last(1)),

@@ -30,7 +30,7 @@ ab::Evidence<T> sample() {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("saliency::mass reduces over heads or takes one", "", float, double) {
+TEMPLATE_TEST_CASE("saliency::mass reduces over heads or takes one", "", SCALARS) {
   using V = std::vector<TestType>;
   const auto evidence = sample<TestType>();
   CHECK(ab::saliency::mass(evidence) == V{2, 1, 0});
@@ -41,7 +41,7 @@ TEMPLATE_TEST_CASE("saliency::mass reduces over heads or takes one", "", float, 
   CHECK(ab::saliency::mass(evidence, ab::Head{0}, 1) == V{10, 20, 30});
 }
 
-TEMPLATE_TEST_CASE("saliency::per_exposure divides per head; exposure 0 gives 0", "", float, double) {
+TEMPLATE_TEST_CASE("saliency::per_exposure divides per head; exposure 0 gives 0", "", SCALARS) {
   using V = std::vector<TestType>;
   const auto evidence = sample<TestType>();
   CHECK(ab::saliency::per_exposure(evidence) == V{TestType(0.5), TestType(0.5), 0});
@@ -50,7 +50,7 @@ TEMPLATE_TEST_CASE("saliency::per_exposure divides per head; exposure 0 gives 0"
   CHECK(ab::saliency::per_exposure(evidence, ab::Head{0}) == V{TestType(0.25), 1, 0});
 }
 
-TEMPLATE_TEST_CASE("saliency::statistic is what was observed beside the mass, or the mass", "", float, double) {
+TEMPLATE_TEST_CASE("saliency::statistic is what was observed beside the mass, or the mass", "", SCALARS) {
   using V = std::vector<TestType>;
   CHECK(ab::saliency::statistic(sample<TestType>(), ab::Heads::max) == V{3, 2, 0});
   ab::Evidence<TestType> evidence;
@@ -63,7 +63,7 @@ TEMPLATE_TEST_CASE("saliency::statistic is what was observed beside the mass, or
   CHECK(ab::saliency::statistic(evidence, ab::Head{0}) == V{1, 2});
 }
 
-TEMPLATE_TEST_CASE("heads can be summed, left alone, or reduced within the groups of a KV head", "", float, double) {
+TEMPLATE_TEST_CASE("heads can be summed, left alone, or reduced within the groups of a KV head", "", SCALARS) {
   using V = std::vector<TestType>;
   ab::Evidence<TestType> evidence;
   EvidenceAccess::reshape(evidence, {2, 4, 3, 2, true, Kind::mass});
@@ -90,14 +90,14 @@ TEMPLATE_TEST_CASE("heads can be summed, left alone, or reduced within the group
   CHECK_THROWS_AS(ab::saliency::Rows<TestType>(-1, 2), ab::ShapeError);
 }
 
-TEMPLATE_TEST_CASE("a maximum over negative numbers is one of them", "", float, double) {
+TEMPLATE_TEST_CASE("a maximum over negative numbers is one of them", "", SCALARS) {
   ab::saliency::Rows<TestType> rows(2, 1);
   rows[0][0] = -3;
   rows[1][0] = -2;
   CHECK(ab::saliency::reduce(rows, ab::Heads::max) == std::vector<TestType>{-2});
 }
 
-TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float, double) {
+TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", SCALARS) {
   // Two heads; the weights p_ij of three queries on two keys, and a third key that nobody sees.
   const double p[2][3][2] = {{{0.5, 0.1}, {0.5, 0.4}, {0.5, 0.7}}, {{0.2, 0.8}, {0.3, 0.7}, {1, 0}}};
   ab::Evidence<TestType> evidence;
@@ -132,7 +132,7 @@ TEMPLATE_TEST_CASE("mean and variance are those of the probabilities", "", float
   CHECK(ab::saliency::leave_one_out(evidence, ab::Heads::max) == std::vector<TestType>{2, 0});
 }
 
-TEMPLATE_TEST_CASE("entropy is one number per query, and needs no mass", "", float, double) {
+TEMPLATE_TEST_CASE("entropy is one number per query, and needs no mass", "", SCALARS) {
   ab::Evidence<TestType> evidence;
   EvidenceAccess::reshape(evidence, {1, 2, 3, 5, false, Kind::mass});
   for (const ab::Index h : {0, 1})
@@ -143,7 +143,7 @@ TEMPLATE_TEST_CASE("entropy is one number per query, and needs no mass", "", flo
   CHECK_THROWS_AS(ab::saliency::entropy(evidence, ab::Heads::mean, 1), ab::ShapeError);
 }
 
-TEMPLATE_TEST_CASE("a NaN mass is not hidden by a reduction", "", float, double) {
+TEMPLATE_TEST_CASE("a NaN mass is not hidden by a reduction", "", SCALARS) {
   for (const ab::Index row : {0, 1}) {
     auto evidence = sample<TestType>();
     EvidenceAccess::mass(evidence, row)[1] = std::numeric_limits<TestType>::quiet_NaN();
@@ -156,7 +156,7 @@ TEMPLATE_TEST_CASE("a NaN mass is not hidden by a reduction", "", float, double)
   }
 }
 
-TEMPLATE_TEST_CASE("large masses do not overflow in the mean", "", float, double) {
+TEMPLATE_TEST_CASE("large masses do not overflow in the mean", "", SCALARS) {
   auto evidence = sample<TestType>();
   const auto huge = TestType(0.4) * std::numeric_limits<TestType>::max();
   for (const ab::Index row : {0, 1}) EvidenceAccess::mass(evidence, row)[0] = huge;

@@ -37,7 +37,7 @@ ab::Evidence<T> call(const std::vector<std::vector<double>>& mass, double exposu
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("pooling along the keys", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("pooling along the keys", "[saliency]", SCALARS) {
   using V = std::vector<TestType>;
   const V x{5, 0, 10, 0, 0, 20};
   CHECK(saliency::average_pool(x, 1) == x);
@@ -63,7 +63,7 @@ TEMPLATE_TEST_CASE("pooling along the keys", "[saliency]", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("an exponential moving average follows its keys", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("an exponential moving average follows its keys", "[saliency]", SCALARS) {
   using V = std::vector<TestType>;
   const auto values = [](const auto& ema) { return V(ema.values().begin(), ema.values().end()); };
   saliency::Ema<TestType> ema(0.25);
@@ -85,7 +85,7 @@ TEMPLATE_TEST_CASE("an exponential moving average follows its keys", "[saliency]
     CHECK_THROWS_AS(saliency::Ema<TestType>(rate), ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("evidence accumulates, decays, and moves with its slots", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("evidence accumulates, decays, and moves with its slots", "[saliency]", SCALARS) {
   using V = std::vector<TestType>;
   saliency::Accumulated<TestType> all(2), fading(2, 0.5);
   CHECK(all.slots() == 0);
@@ -122,7 +122,7 @@ TEMPLATE_TEST_CASE("evidence accumulates, decays, and moves with its slots", "[s
     CHECK_THROWS_AS(saliency::Accumulated<TestType>(1, decay), ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("persistence counts how often a key got more than an equal share", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("persistence counts how often a key got more than an equal share", "[saliency]", SCALARS) {
   using V = std::vector<TestType>;
   saliency::Accumulated<TestType> state(1, 1, saliency::Accumulate::persistence);
   state.add(call<TestType>({{0.5, 0.25, 0.125, 0.125}}, 1));
@@ -131,7 +131,7 @@ TEMPLATE_TEST_CASE("persistence counts how often a key got more than an equal sh
   CHECK(state.sum() == V{2, 3, 1, 0, 0});
 }
 
-TEMPLATE_TEST_CASE("many small masses still add up", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("many small masses still add up", "[saliency]", SCALARS) {
   // In float, 2^24 would be the end.
   saliency::Accumulated<TestType> state(1);
   state.add(call<TestType>({{33554432}}, 33554432));
@@ -139,7 +139,7 @@ TEMPLATE_TEST_CASE("many small masses still add up", "[saliency]", float, double
   CHECK(state.sum()[0] == TestType(33555432));
 }
 
-TEMPLATE_TEST_CASE("rollout is the product of the layers' matrices", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("rollout is the product of the layers' matrices", "[saliency]", SCALARS) {
   using V = std::vector<TestType>;
   // Three inputs, two heads, two layers: rows add up to 1.
   const double a[2][2][3][3] = {
@@ -182,7 +182,7 @@ TEMPLATE_TEST_CASE("rollout is the product of the layers' matrices", "[saliency]
   CHECK_THROWS_AS(saliency::Rollout<TestType>(V{1, -1}), ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("an observation window judges the keys before it", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("an observation window judges the keys before it", "[saliency]", SCALARS) {
   using V = std::vector<TestType>;
   const auto evidence = call<TestType>({{10, 0, 0, 20, 99, 99}, {0, 10, 0, 0, 99, 99}}, 2, 2);
   CHECK(saliency::observation_window(evidence, {.length = 2, .pool = 1}, ab::Heads::sum) == V{5, 5, 0, 10, 0, 0});
@@ -202,7 +202,7 @@ TEMPLATE_TEST_CASE("an observation window judges the keys before it", "[saliency
   CHECK_THROWS_AS(saliency::observation_window(ab::Evidence<TestType>{}, {}), ab::InputError);
 }
 
-TEMPLATE_TEST_CASE("of a batch of unequal lengths each item adds its own keys", "[saliency]", float, double) {
+TEMPLATE_TEST_CASE("of a batch of unequal lengths each item adds its own keys", "[saliency]", SCALARS) {
   ab::Evidence<TestType> evidence;
   EvidenceAccess::reshape(evidence, {2, 1, 1, 5, true, Kind::mass});
   for (Index j = 0; j < 3; ++j)

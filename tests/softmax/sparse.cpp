@@ -102,8 +102,7 @@ void check(support::Table& table, const std::string& name, const support::Shape&
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("sparse normalisers are the reference's, forward and backward", "[softmax][sparse]", float,
-                   double) {
+TEMPLATE_TEST_CASE("sparse normalisers are the reference's, forward and backward", "[softmax][sparse]", SCALARS) {
   using T = TestType;
   support::Table table;
   support::Random random(6);

@@ -24,3 +24,9 @@ inline auto ContainsSubstring(const std::string& text) { return Contains(text); 
 }  // namespace Catch
 
 #endif
+
+// The types of a TEMPLATE_TEST_CASE that is for each scalar. ATTENTION_BALANCER_FLOAT_TESTS makes them float alone, for
+// presets whose time is dear; what is decisive for an instruction set names its types.
+#if !defined(SCALARS)
+#define SCALARS float, double
+#endif

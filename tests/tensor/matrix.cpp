@@ -35,7 +35,7 @@ Eigen::MatrixX<T> random_matrix(support::Random& random, Index rows, Index colum
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("tokens in rows and in columns", "[tensor][matrix]", float, double) {
+TEMPLATE_TEST_CASE("tokens in rows and in columns", "[tensor][matrix]", SCALARS) {
   using T = TestType;
   support::Random random(61);
   for (const auto& [queries, keys, dim, value_dim] :

@@ -132,7 +132,17 @@ ATTENTION_BALANCER_INLINE S in_register(const S& x) noexcept {
 #endif
 }
 
-/// An address, the same way: g++ would take it apart, and keep its sum with each offset in a register of its own.
+/// Keeps what is written before this in the text before what is written after it: x, and all loads and stores.
+template <class S>
+ATTENTION_BALANCER_INLINE void keep_order([[maybe_unused]] S& x) noexcept {
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(ATTENTION_BALANCER_NO_SIMD)
+  typename S::register_type r = x;
+  asm volatile("" : "+v"(r) : : "memory");
+  x = S(r);
+#endif
+}
+
+/// An address, the same way as in in_register: g++ would take it apart, and keep its sum with each offset in a register of its own.
 template <Scalar T>
 ATTENTION_BALANCER_INLINE const T* in_register(const T* x) noexcept {
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)

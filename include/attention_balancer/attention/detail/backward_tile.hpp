@@ -10,38 +10,45 @@
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// sums [R, V packs] += strip [R, depth]^T rows [depth, V packs]
+/// sums [tiles * R, V packs] += strip [tiles * R, depth]^T rows [depth, V packs], for one tile or more
 template <Scalar T, int V, int R>
-ATTENTION_BALANCER_NOINLINE void key_tile(const T* rows, Index stride, const T* strip, Index width, Index depth,
-                                          T* sums) noexcept {
+ATTENTION_BALANCER_NOINLINE void key_tiles(const T* rows, Index stride, const T* strip, Index width, Index depth,
+                                           Index tiles, T* sums) noexcept {
   using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
   S tile[R][V];
   ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) tile[r][v] = simd::load_aligned<S>(sums + r * stride + v * n);
-  for (Index i = 0; i < depth; ++i) {
-    S features[V];
-    ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) features[v] = simd::in_register(simd::load_aligned<S>(rows + i * stride + v * n));
+  for (int r = 0; r < R; ++r) load_row<T>(sums + r * stride, tile[r]);
+  for (;; sums += R * stride) {
+    ATTENTION_BALANCER_NO_UNROLL
+    for (Index i = 0; i < depth; ++i) {
+      S features[V];
+      load_row<T>(rows + i * stride, features);
+      ATTENTION_BALANCER_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const S scalar(strip[r * width + i]);
+        ATTENTION_BALANCER_UNROLL
+        for (int v = 0; v < V; ++v) tile[r][v] = simd::fma(scalar, features[v], tile[r][v]);
+      }
+    }
+    if (--tiles == 0) break;
+    strip += R * width;
     ATTENTION_BALANCER_UNROLL
     for (int r = 0; r < R; ++r) {
-      const S scalar(strip[r * width + i]);
-      ATTENTION_BALANCER_UNROLL
-      for (int v = 0; v < V; ++v) tile[r][v] = simd::fma(scalar, features[v], tile[r][v]);
+      store_row<T>(sums + r * stride, tile[r]);
+      load_row<T>(sums + (R + r) * stride, tile[r]);
+      keep_order(tile[r]);
     }
   }
   ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) simd::store_aligned(sums + r * stride + v * n, tile[r][v]);
+  for (int r = 0; r < R; ++r) store_row<T>(sums + r * stride, tile[r]);
 }
 
 /// Keys in tiles of R rows, what is left in tiles of the next size.
 template <Scalar T, int V, int R, int... Smaller>
 void add_to_keys(const T* rows, Index stride, const T* strip, Index width, Index depth, Index keys,
                  T* sums) noexcept {
-  Index j = 0;
-  for (; j + R <= keys; j += R) key_tile<T, V, R>(rows, stride, strip + j * width, width, depth, sums + j * stride);
+  const Index tiles = keys / R, j = tiles * R;
+  if (tiles > 0) key_tiles<T, V, R>(rows, stride, strip, width, depth, tiles, sums);
   if constexpr (sizeof...(Smaller) > 0)
     if (j < keys)
       add_to_keys<T, V, Smaller...>(rows, stride, strip + j * width, width, depth, keys - j, sums + j * stride);

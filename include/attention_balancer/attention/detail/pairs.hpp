@@ -20,6 +20,10 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// The product of tiles of pairs.
 struct MultiplyPairs {
   template <class S>
+  ATTENTION_BALANCER_INLINE S operator()(const S& a, const S& b) const noexcept {
+    return simd::multiply_pairs(a, b, S(0.0f));
+  }
+  template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& a, const S& b, const S& c) const noexcept {
     return simd::multiply_pairs(a, b, c);
   }

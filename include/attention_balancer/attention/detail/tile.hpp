@@ -2,8 +2,14 @@
 // The two matrix products of attention as register tiles. They know nothing of policies, and are functions of their
 // own: inlined into one another, g++ 12 keeps the accumulators of one on the stack while the other runs.
 //
+// Tiles are joined: row by row one is stored and the next begins. Stored in one go, the 12 packs of a tile on AVX2 hold
+// up a Zen 3 as long as 50 products, a fifteenth of a tile of 64 features. Compilers would gather the stores again:
+// hence keep_order.
+//
 // Lanes are queries. A block of queries is W = V * lanes wide and lies transposed, queries [D, W]; K and V are read
 // where they lie, one broadcast element at a time, so they need unit feature stride only.
+
+#include <algorithm>
 
 #include "attention_balancer/simd/pack.hpp"
 
@@ -16,24 +22,40 @@ using simd::has_32_registers;
 template <int V>
 inline constexpr int tile_rows = has_32_registers ? (V == 1 ? 16 : 8) : (V == 1 ? 8 : 4);
 
-/// a * b + c, the product that the tiles are made of.
+/// The products that the tiles are made of: a * b, and a * b + c.
 struct MultiplyAdd {
+  template <class S>
+  ATTENTION_BALANCER_INLINE S operator()(const S& a, const S& b) const noexcept {
+    return a * b;
+  }
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& a, const S& b, const S& c) const noexcept {
     return simd::fma(a, b, c);
   }
 };
 
-/// tile[r][v] += sum over k of a[k][v] * b[k * step + r * row], a [depth, V packs]
+/// The packs of a row of V of them.
+template <Scalar T, int V>
+ATTENTION_BALANCER_INLINE void load_row(const T* from, simd::Pack<T> (&row)[V]) noexcept {
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v)
+    row[v] = simd::in_register(simd::load_aligned<simd::Pack<T>>(from + v * simd::lanes<T>));
+}
+template <Scalar T, int V>
+ATTENTION_BALANCER_INLINE void store_row(T* to, const simd::Pack<T> (&row)[V]) noexcept {
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) simd::store_aligned(to + v * simd::lanes<T>, row[v]);
+}
+
+/// tile[r][v] += sum over k from `first` on of a[k][v] * b[k * step + r * row], a [depth, V packs]
 template <Scalar T, int V, int R, class Product>
-ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Index row, Index depth,
+ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Index row, Index first, Index depth,
                                         simd::Pack<T> (&tile)[R][V]) noexcept {
   using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  for (Index k = 0; k < depth; ++k) {
+  ATTENTION_BALANCER_NO_UNROLL
+  for (Index k = first; k < depth; ++k) {
     S column[V];
-    ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) column[v] = simd::in_register(simd::load_aligned<S>(a + (k * V + v) * n));
+    load_row(a + k * V * simd::lanes<T>, column);
     ATTENTION_BALANCER_UNROLL
     for (int r = 0; r < R; ++r) {
       const S scalar(b[k * step + r * row]);
@@ -43,61 +65,12 @@ ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Inde
   }
 }
 
-/// scores [R, W] = K Q^T for R keys, and top [W] raised to them if it is not null.
-template <Scalar T, int V, int R, class Product>
-ATTENTION_BALANCER_NOINLINE void score_tile(const T* queries, const T* K, Index key_stride, Index dim, T* scores,
-                                            T* top) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  S tile[R][V];
+/// row[v] = scalar * column[v]: how a row begins that is added to nothing.
+template <Scalar T, int V, class Product>
+ATTENTION_BALANCER_INLINE void begin_row(T scalar, const simd::Pack<T> (&column)[V], simd::Pack<T> (&row)[V]) noexcept {
+  const simd::Pack<T> factor(scalar);
   ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) tile[r][v] = S(T(0));
-  multiply<T, V, R, Product>(queries, K, 1, key_stride, dim, tile);
-  ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) simd::store_aligned(scores + (r * V + v) * n, tile[r][v]);
-  if (top == nullptr) return;
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) {
-    S highest = simd::load_aligned<S>(top + v * n);
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) highest = simd::max(tile[r][v], highest);
-    simd::store_aligned(top + v * n, highest);
-  }
-}
-
-/// What value_tile adds to.
-enum class Onto { zero, output, shrunk_output };
-
-/// output [R, W] = (0, output or output * shrink [W]) + V^T weights, weights [keys, W], for R features of V.
-template <Scalar T, int V, int R, class Product>
-ATTENTION_BALANCER_NOINLINE void value_tile(const T* weights, const T* values, Index key_stride, Index keys,
-                                            T* output, Onto onto, const T* shrink) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  S tile[R][V];
-  if (onto == Onto::zero) {
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) tile[r][v] = S(T(0));
-  } else {
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-    for (int v = 0; v < V; ++v) tile[r][v] = simd::load_aligned<S>(output + (r * V + v) * n);
-    if (onto == Onto::shrunk_output) {
-      ATTENTION_BALANCER_UNROLL
-      for (int v = 0; v < V; ++v) {
-        const S factor = simd::load_aligned<S>(shrink + v * n);
-        ATTENTION_BALANCER_UNROLL
-        for (int r = 0; r < R; ++r) tile[r][v] = tile[r][v] * factor;
-      }
-    }
-  }
-  multiply<T, V, R, Product>(weights, values, key_stride, 1, keys, tile);
-  ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) simd::store_aligned(output + (r * V + v) * n, tile[r][v]);
+  for (int v = 0; v < V; ++v) row[v] = Product{}(factor, column[v]);
 }
 
 /// Asks for rows that the next tiles will read. The rows of a tile are short and many, and the hardware does not
@@ -117,19 +90,148 @@ struct Far {
   const void* asker = nullptr;
 };
 
-/// Keys in tiles of R rows, what is left in tiles of half as many, down to one.
+template <class S, int V>
+ATTENTION_BALANCER_INLINE void keep_order(S (&row)[V]) noexcept {
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) simd::keep_order(row[v]);
+}
+
+/// a = the larger of a and b, lane by lane.
+template <class S, int V>
+ATTENTION_BALANCER_INLINE void raise_row(S (&a)[V], const S (&b)[V]) noexcept {
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) a[v] = simd::max(b[v], a[v]);
+}
+
+/// top [V packs] raised to a row. What is not a number does not count.
+template <Scalar T, int V>
+ATTENTION_BALANCER_INLINE void raise_to(T* top, const simd::Pack<T> (&row)[V]) noexcept {
+  using S = simd::Pack<T>;
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    T* const at = top + v * simd::lanes<T>;
+    simd::store_aligned(at, simd::max(row[v], simd::load_aligned<S>(at)));
+  }
+}
+
+/// scores [tiles * R, W] = K Q^T for one tile of R keys or more of one feature or more, and top [W] raised to them: of a
+/// query with a score that is not a number perhaps to less than its largest, since its results are none either.
+template <Scalar T, int V, int R, class Product>
+ATTENTION_BALANCER_NOINLINE void score_tiles(const T* queries, const T* K, Index key_stride, Index tiles, Index dim,
+                                             T* scores, T* top, Far far) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int width = V * simd::lanes<T>, last = R - 1;
+  S tile[R][V], column[V];
+  load_row<T>(queries, column);
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r) begin_row<T, V, Product>(K[r * key_stride], column, tile[r]);
+  for (;; scores += R * width) {
+    if (far.rows) prefetch_rows(K + R * key_stride, key_stride, Index(R), dim);
+    if (far.strip) prefetch_rows(scores + R * width, Index(width), Index(R), Index(width));
+    multiply<T, V, R, Product>(queries, K, 1, key_stride, 1, dim, tile);
+    if (--tiles == 0) break;
+    K += R * key_stride;
+    load_row<T>(queries, column);
+    store_row<T>(scores + last * width, tile[last]);  // then it gathers the largest of all rows
+    ATTENTION_BALANCER_UNROLL
+    for (int r = last - 1; r >= 0; --r) {
+      raise_row(tile[last], tile[r]);
+      store_row<T>(scores + r * width, tile[r]);
+      begin_row<T, V, Product>(K[r * key_stride], column, tile[r]);
+      keep_order(tile[r]);
+    }
+    raise_to(top, tile[last]);
+    begin_row<T, V, Product>(K[last * key_stride], column, tile[last]);
+  }
+  store_row<T>(scores + last * width, tile[last]);
+  ATTENTION_BALANCER_UNROLL
+  for (int r = last - 1; r >= 0; --r) {
+    raise_row(tile[last], tile[r]);
+    store_row<T>(scores + r * width, tile[r]);
+  }
+  raise_to(top, tile[last]);
+}
+
+/// What value_tiles adds to.
+enum class Onto { zero, output, shrunk_output };
+
+/// output [tiles * R, W] = (0, output or output * shrink [W]) + V^T weights, weights [keys, W], for one tile of R
+/// features or more of one key or more. The first feature is number `at` of `dim`: of what follows it asks for as much
+/// as it reads.
+template <Scalar T, int V, int R, class Product>
+ATTENTION_BALANCER_NOINLINE void value_tiles(const T* weights, const T* values, Index key_stride, Index keys,
+                                             Index tiles, T* output, Onto onto, const T* shrink, Index at, Index dim,
+                                             Far far) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int width = V * simd::lanes<T>;
+  const bool alone = onto == Onto::zero;
+  const T* const row = values;
+  S tile[R][V], column[V];
+  if (alone) {
+    load_row<T>(weights, column);
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) begin_row<T, V, Product>(values[r], column, tile[r]);
+  } else {
+    ATTENTION_BALANCER_UNROLL
+    for (int r = 0; r < R; ++r) load_row<T>(output + r * width, tile[r]);
+  }
+  for (;; output += R * width) {
+    if (far.rows || far.strip) {
+      const Index first = keys + keys * at / dim, rows = keys + keys * (at + R) / dim - first;
+      if (far.rows) prefetch_rows(row + first * key_stride, key_stride, rows, dim);
+      if (far.strip) prefetch_rows(weights + first * width, Index(width), rows, Index(width));
+      at += R;
+    }
+    if (onto == Onto::shrunk_output) {
+      load_row<T>(shrink, column);
+      ATTENTION_BALANCER_UNROLL
+      for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
+      for (int v = 0; v < V; ++v) tile[r][v] = tile[r][v] * column[v];
+    }
+    multiply<T, V, R, Product>(weights, values, key_stride, 1, alone ? 1 : 0, keys, tile);
+    if (--tiles == 0) break;
+    values += R;
+    if (alone) {
+      load_row<T>(weights, column);
+      ATTENTION_BALANCER_UNROLL
+      for (int r = 0; r < R; ++r) {
+        store_row<T>(output + r * width, tile[r]);
+        begin_row<T, V, Product>(values[r], column, tile[r]);
+        keep_order(tile[r]);
+      }
+    } else {
+      ATTENTION_BALANCER_UNROLL
+      for (int r = 0; r < R; ++r) {
+        store_row<T>(output + r * width, tile[r]);
+        load_row<T>(output + (R + r) * width, tile[r]);
+        keep_order(tile[r]);
+      }
+    }
+  }
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r) store_row<T>(output + r * width, tile[r]);
+}
+
+/// Keys in tiles of R rows, what is left in tiles of half as many, down to one. Raises top to the scores unless it is
+/// null.
 template <Scalar T, int V, int R = tile_rows<V>, class Product = MultiplyAdd>
 void score_keys(const T* queries, const T* K, Index key_stride, Index keys, Index dim, T* scores, T* top,
                 Far far = {}) noexcept {
   constexpr int width = V * simd::lanes<T>;
+  alignas(64) T unused[width];
+  if (top == nullptr) {
+    std::fill_n(unused, width, T(0));
+    top = unused;
+  }
   Index j = 0;
-  for (; j + R <= keys; j += R) {
-    if (far.ask != nullptr)
+  if (far.ask != nullptr)  // a call between two tiles keeps them apart
+    for (; j + R <= keys; j += R) {
       far.ask(far.asker, keys + j, Index(R));
-    else if (far.rows)
-      prefetch_rows(K + (j + R) * key_stride, key_stride, Index(R), dim);
-    if (far.strip) prefetch_rows(scores + (j + R) * width, Index(width), Index(R), Index(width));
-    score_tile<T, V, R, Product>(queries, K + j * key_stride, key_stride, dim, scores + j * width, top);
+      score_tiles<T, V, R, Product>(queries, K + j * key_stride, key_stride, 1, dim, scores + j * width, top, {});
+    }
+  else if (keys >= R) {
+    score_tiles<T, V, R, Product>(queries, K, key_stride, keys / R, dim, scores, top, far);
+    j = keys / R * R;
   }
   if constexpr (R > 1)
     if (j < keys)
@@ -137,23 +239,22 @@ void score_keys(const T* queries, const T* K, Index key_stride, Index keys, Inde
                                        top);
 }
 
-/// Features of V in tiles of R, what is left in tiles of half as many, down to one. Asks for as much as it reads of
-/// what follows.
+/// Features of V in tiles of R, what is left in tiles of half as many, down to one.
 template <Scalar T, int V, int R = tile_rows<V>, class Product = MultiplyAdd>
 void add_values(const T* weights, const T* values, Index key_stride, Index keys, Index dim, T* output, Onto onto,
                 const T* shrink, Far far = {}) noexcept {
   constexpr int width = V * simd::lanes<T>;
   Index c = 0;
-  for (; c + R <= dim; c += R) {
-    if (far.rows || far.strip) {
+  if (far.ask != nullptr)
+    for (; c + R <= dim; c += R) {
       const Index first = keys + keys * c / dim, rows = keys + keys * (c + R) / dim - first;
-      if (far.ask != nullptr)
-        far.ask(far.asker, first, rows);
-      else if (far.rows)
-        prefetch_rows(values + first * key_stride, key_stride, rows, dim);
-      if (far.strip) prefetch_rows(weights + first * width, Index(width), rows, Index(width));
+      far.ask(far.asker, first, rows);
+      value_tiles<T, V, R, Product>(weights, values + c, key_stride, keys, 1, output + c * width, onto, shrink, c, dim,
+                                    {.strip = far.strip});
     }
-    value_tile<T, V, R, Product>(weights, values + c, key_stride, keys, output + c * width, onto, shrink);
+  else if (dim >= R) {
+    value_tiles<T, V, R, Product>(weights, values, key_stride, keys, dim / R, output, onto, shrink, 0, dim, far);
+    c = dim / R * R;
   }
   if constexpr (R > 1)
     if (c < dim)

@@ -282,6 +282,23 @@ TEMPLATE_TEST_CASE("rows that see nothing", "[attention]", SCALARS) {
   }
 }
 
+TEMPLATE_TEST_CASE("the zero of a row that sees nothing has no sign of the values", "[attention]", SCALARS) {
+  using T = TestType;
+  for (const Index keys : {1, 2, 3, 30})
+    for (const T value : {T(4), T(-4)}) {
+      Line<T> line;
+      line.q.assign(70, T(1));
+      line.k.assign(static_cast<std::size_t>(keys), T(1));
+      line.v.assign(static_cast<std::size_t>(keys), value);
+      line.run(ab::mask::Causal{});
+      for (std::size_t i = 0; i < 70 - line.k.size(); ++i) {
+        REQUIRE(support::same_bits(line.plain[i], T(0)));
+        REQUIRE(support::same_bits(line.out[i], T(0)));
+      }
+      CHECK(line.out[69] == Approx(value));
+    }
+}
+
 TEMPLATE_TEST_CASE("logits further apart than the largest number leave entropy and gradients numbers",
                    "[attention]", SCALARS) {
   using T = TestType;

@@ -142,7 +142,8 @@ ATTENTION_BALANCER_INLINE void keep_order([[maybe_unused]] S& x) noexcept {
 #endif
 }
 
-/// An address, the same way as in in_register: g++ would take it apart, and keep its sum with each offset in a register of its own.
+/// An address, the same way as in in_register: g++ would take it apart, and keep its sum with each offset in a register
+/// of its own.
 template <Scalar T>
 ATTENTION_BALANCER_INLINE const T* in_register(const T* x) noexcept {
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)

@@ -86,7 +86,8 @@ ATTENTION_BALANCER_NOINLINE void load_block(const T* x, Index row_stride, Index 
   }
 }
 
-/// The first `count` rows of x = the transpose of block [dim, V packs] * factor [V packs].
+/// The first `count` rows of x = the transpose of block [dim, V packs] * factor [V packs] + 0: the sum of nothing but
+/// masked values below 0 is -0, and would tell of them.
 template <Scalar T, int V>
 ATTENTION_BALANCER_NOINLINE void store_block(const T* block, const T* factor, T* x, Index row_stride,
                                              Index feature_stride, Index count, Index dim) noexcept {
@@ -95,7 +96,8 @@ ATTENTION_BALANCER_NOINLINE void store_block(const T* block, const T* factor, T*
   for (int v = 0; v < V && v * n < count; ++v) {
     const Index first = v * n, real = std::min(count - first, Index(n));
     const T* const from = block + first;
-    const S scale = simd::load_aligned<S>(factor + first);
+    const S scale = simd::load_aligned<S>(factor + first), zero(T(0));
+    auto scaled = [&](Index c) { return simd::fma(simd::load_aligned<S>(from + c * V * n), scale, zero); };
     T* const to = x + first * row_stride;
     if (feature_stride == 1) {
       for (Index c = 0; c < dim; c += n) {
@@ -103,10 +105,9 @@ ATTENTION_BALANCER_NOINLINE void store_block(const T* block, const T* factor, T*
         S tile[n];
         if (features == n) {
           ATTENTION_BALANCER_UNROLL
-          for (int i = 0; i < n; ++i) tile[i] = simd::load_aligned<S>(from + (c + i) * V * n) * scale;
+          for (int i = 0; i < n; ++i) tile[i] = scaled(c + i);
         } else {
-          for (int i = 0; i < n; ++i)
-            tile[i] = i < features ? simd::load_aligned<S>(from + (c + i) * V * n) * scale : S(T(0));
+          for (int i = 0; i < n; ++i) tile[i] = i < features ? scaled(c + i) : zero;
         }
         simd::transpose(tile);
         if (features == n && real == n) {
@@ -118,12 +119,11 @@ ATTENTION_BALANCER_NOINLINE void store_block(const T* block, const T* factor, T*
         }
       }
     } else if (row_stride == 1 && real == n) {
-      for (Index c = 0; c < dim; ++c)
-        simd::store(to + c * feature_stride, simd::load_aligned<S>(from + c * V * n) * scale);
+      for (Index c = 0; c < dim; ++c) simd::store(to + c * feature_stride, scaled(c));
     } else {
       for (Index c = 0; c < dim; ++c)
         for (Index i = 0; i < real; ++i)
-          to[i * row_stride + c * feature_stride] = from[c * V * n + i] * factor[first + i];
+          to[i * row_stride + c * feature_stride] = simd::fma(from[c * V * n + i], factor[first + i], T(0));
     }
   }
 }

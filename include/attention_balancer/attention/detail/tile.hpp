@@ -65,7 +65,7 @@ ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Inde
   }
 }
 
-/// row[v] = scalar * column[v]: how a row begins that is added to nothing.
+/// row[v] = scalar * column[v]: how a row begins that is added to nothing. If all its products are -0 it stays -0.
 template <Scalar T, int V, class Product>
 ATTENTION_BALANCER_INLINE void begin_row(T scalar, const simd::Pack<T> (&column)[V], simd::Pack<T> (&row)[V]) noexcept {
   const simd::Pack<T> factor(scalar);
@@ -114,8 +114,8 @@ ATTENTION_BALANCER_INLINE void raise_to(T* top, const simd::Pack<T> (&row)[V]) n
   }
 }
 
-/// scores [tiles * R, W] = K Q^T for one tile of R keys or more of one feature or more, and top [W] raised to them: of a
-/// query with a score that is not a number perhaps to less than its largest, since its results are none either.
+/// scores [tiles * R, W] = K Q^T for one tile of R keys or more of one feature or more, and top [W] raised to them: of
+/// a query with a score that is not a number perhaps to less than its largest, since its results are none either.
 template <Scalar T, int V, int R, class Product>
 ATTENTION_BALANCER_NOINLINE void score_tiles(const T* queries, const T* K, Index key_stride, Index tiles, Index dim,
                                              T* scores, T* top, Far far) noexcept {
@@ -227,7 +227,8 @@ void score_keys(const T* queries, const T* K, Index key_stride, Index keys, Inde
   if (far.ask != nullptr)  // a call between two tiles keeps them apart
     for (; j + R <= keys; j += R) {
       far.ask(far.asker, keys + j, Index(R));
-      score_tiles<T, V, R, Product>(queries, K + j * key_stride, key_stride, 1, dim, scores + j * width, top, {});
+      score_tiles<T, V, R, Product>(queries, K + j * key_stride, key_stride, 1, dim, scores + j * width, top,
+                                    {.strip = far.strip});
     }
   else if (keys >= R) {
     score_tiles<T, V, R, Product>(queries, K, key_stride, keys / R, dim, scores, top, far);

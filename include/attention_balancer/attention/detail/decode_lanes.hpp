@@ -3,7 +3,7 @@
 // packs: lanes are rows.
 //
 // As in the tiles of prefill nothing is summed over lanes, and a key or value is read once for up to four packs of
-// rows, one broadcast element at a time. The scores are bit by bit those of score_keys.
+// rows, one broadcast element at a time. The scores are bit by bit those of score_keys, but for the sign of a zero.
 
 #include <algorithm>
 #include <numeric>

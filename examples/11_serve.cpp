@@ -25,7 +25,7 @@
 #include "support/byte_pairs.hpp"
 #include "support/command_line.hpp"
 #include "support/conversation.hpp"
-#include "support/gguf.hpp"
+#include "support/language_model.hpp"
 #include "support/output.hpp"
 #include "support/perplexity.hpp"
 #include "support/progress.hpp"
@@ -247,16 +247,11 @@ void measure(const Options& options, const example::Llama& model, const example:
 
 int main(int argc, char** argv) try {
   const Options options = parse(argc, argv);
-  if (!std::filesystem::exists(options.model))
-    throw example::FileError("no model in \"" + options.model.string() +
-                             "\": `sh examples/fetch_model.sh SmolLM2-135M-Instruct` downloads it");
-  example::Gguf file(options.model);
-  const example::Llama model(file);
-  const example::BytePairs pieces(file.texts("tokenizer.ggml.tokens"), file.texts("tokenizer.ggml.merges"));
+  const example::LanguageModel language = example::open_language_model(options.model);
   if (options.perplexity)
-    measure(options, model, pieces);
+    measure(options, language.model, language.pieces);
   else
-    answer(options, model, pieces);
+    answer(options, language.model, language.pieces);
   example::check_printed();
   return 0;
 } catch (const std::exception& error) {

@@ -1,7 +1,7 @@
 #pragma once
 // A cache of keys and values in one piece for each sequence.
 
-#include "attention_balancer/cache/storage.hpp"
+#include "attention_balancer/cache/kv_cache_base.hpp"
 
 namespace attention_balancer {
 

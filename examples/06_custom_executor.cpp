@@ -90,6 +90,9 @@ class Pool {
 
 /// The executor: what is handed to attention is copied like any policy, so that it refers to the pool.
 struct OnPool {
+  /// Multiply-adds of attention that are worth one more thread: calls of less than two of these wake nobody.
+  static constexpr ab::Index grain = ab::executor::default_grain;
+
   Pool* pool;
   ab::Index concurrency() const noexcept { return pool->concurrency(); }
   template <class F>

@@ -7,10 +7,8 @@
 
 #include "attention_balancer/saliency/accumulated.hpp"
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/policies.hpp"
-#if defined(ATTENTION_BALANCER_HAS_TBB)
-#include "attention_balancer/executor/tbb.hpp"
-#endif
 
 namespace {
 std::atomic<long> allocations{0};
@@ -102,10 +100,10 @@ TEMPLATE_TEST_CASE("from the second call on nothing is allocated", "[attention][
     CHECK(made_by_second(call) == 0);
     CHECK(made_by_second(call, ab::executor::Sequential{}) == 0);
 #if defined(_OPENMP)
-    for (const Index threads : {1, 2, 5}) CHECK(made_by_second(call, ab::executor::OpenMp{threads}) == 0);
+    for (const Index threads : {1, 2, 5}) CHECK(made_by_second(call, support::openmp(threads)) == 0);
 #endif
 #if defined(ATTENTION_BALANCER_HAS_TBB)
-    for (const Index threads : {1, 2, 5}) CHECK(made_by_second(call, ab::executor::Tbb{threads}) == 0);
+    for (const Index threads : {1, 2, 5}) CHECK(made_by_second(call, support::tbb(threads)) == 0);
 #endif
   }
 }

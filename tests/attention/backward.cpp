@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "support/backward.hpp"
+#include "support/executors.hpp"
 
 namespace {
 
@@ -143,7 +144,7 @@ TEST_CASE("gradients have the same bits for any executor, workspace and layout",
                      "backwards, pieces " + std::to_string(pieces));
       table.expect(Run<T>(s, in, up, given, Layout::bhsd, shared, Threads{}) == once, "threads");
 #if defined(_OPENMP)
-      table.expect(Run<T>(s, in, up, given, Layout::bhsd, shared, ab::executor::OpenMp{3}) == once, "OpenMP");
+      table.expect(Run<T>(s, in, up, given, Layout::bhsd, shared, support::openmp(3)) == once, "OpenMP");
 #endif
       ab::Workspace workspace;
       for (int i = 0; i < 2; ++i)

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/options.hpp"
 
 // Compiled for a machine with such products and for one without, the same functions differ: they need two names.
@@ -76,7 +77,7 @@ TEST_CASE("products of bf16 keep to their error", "[attention][cache][bf16]") {
     ab::attention(q, caches.whole, out.view(), ab::Bf16Products{}, scale, window, ab::executor::Sequential{},
                   ab::observe(evidence));
 #if defined(_OPENMP)
-    const ab::executor::OpenMp executor{3};
+    const auto executor = support::openmp(3);
 #else
     const ab::executor::Sequential executor;
 #endif

@@ -4,6 +4,7 @@
 #include "attention_balancer/execute/cache_budget.hpp"
 #include "support/cache.hpp"
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/options.hpp"
 
 namespace {
@@ -93,7 +94,7 @@ TEMPLATE_TEST_CASE("attention to a cache is the reference on what it holds", "[a
     ab::attention(in.q.view(), cache, out.view(), ab::mask::Causal{}, ab::observe(evidence));
 #if defined(_OPENMP)
     ab::attention(in.q.view(), paged, other.view(), ab::mask::Causal{}, ab::observe(of_other),
-                  ab::executor::OpenMp{3});
+                  support::openmp(3));
 #else
     ab::attention(in.q.view(), paged, other.view(), ab::mask::Causal{}, ab::observe(of_other));
 #endif

@@ -3,6 +3,7 @@
 
 #include "attention_balancer/execute/cache_budget.hpp"
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/options.hpp"
 #include "support/policies.hpp"
 
@@ -217,7 +218,7 @@ TEMPLATE_TEST_CASE("few queries get the same bits alone, beside others and by an
     expect(run(), "again");
 #if defined(_OPENMP)
     for (Index threads = 1; threads <= 16; threads += threads < 4 ? 1 : 4)
-      expect(run(ab::executor::OpenMp{threads}), "threads " + std::to_string(threads));
+      expect(run(support::openmp(threads)), "threads " + std::to_string(threads));
 #endif
     // A head alone; where the rows of its group fill packs, with the others of the group.
     const Index group = s.heads / s.kv_heads, together = group * s.queries >= 8 ? group : 1;

@@ -1,12 +1,9 @@
 // Packed sequences: the results of each sequence alone, bit by bit, and of the reference.
 
-#include "attention_balancer/executor/openmp.hpp"
 #include "support/anybody.hpp"
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/options.hpp"
-#if defined(ATTENTION_BALANCER_HAS_TBB)
-#include "attention_balancer/executor/tbb.hpp"
-#endif
 
 namespace {
 
@@ -108,12 +105,12 @@ void check_packed(support::Table& table, const Lengths& lengths, Layout layout, 
     Tensor<T> again(Layout::bhsd, 1, heads, lengths.all_queries, value_dim);
     std::vector<ab::Evidence<T>> observed(evidence.size());
     ab::attention(q.view(), k.view(), v.view(), again.view(), policies..., narrow, ab::observe(observed),
-                  ab::executor::OpenMp{threads});
+                  support::openmp(threads));
     for (std::size_t s = 0; s < evidence.size(); ++s)
       table.expect(support::same_bits(observed[s], evidence[s]), "evidence with threads");
     const auto first = lengths.queries.front(), last = lengths.queries.back();
     table.expect(support::same_bits(tokens(again.view(), first, last), tokens(out.view(), first, last)), "threads");
-    ab::attention(q.view(), k.view(), v.view(), again.view(), policies..., narrow, ab::executor::OpenMp{threads});
+    ab::attention(q.view(), k.view(), v.view(), again.view(), policies..., narrow, support::openmp(threads));
     table.expect(support::same_bits(tokens(again.view(), first, last), tokens(plain.view(), first, last)),
                  "threads, not observed");
   }
@@ -190,11 +187,11 @@ TEMPLATE_TEST_CASE("many packed sequences that decode are each alone, in any com
     }
 #if defined(_OPENMP)
     for (const Index threads : {2, 3, 16})
-      run("OpenMp, " + std::to_string(threads), all, 0, count, ab::executor::OpenMp{threads});
+      run("OpenMp, " + std::to_string(threads), all, 0, count, support::openmp(threads));
 #endif
 #if defined(ATTENTION_BALANCER_HAS_TBB)
     for (const Index threads : {2, 3})
-      run("Tbb, " + std::to_string(threads), all, 0, count, ab::executor::Tbb{threads});
+      run("Tbb, " + std::to_string(threads), all, 0, count, support::tbb(threads));
 #endif
     // Fewer of them, so that other ones are too long for one worker.
     for (const auto& [first, some] : {std::pair<std::size_t, std::size_t>{0, 4}, {4, 5}, {9, 20}, {39, 1}}) {

@@ -1,10 +1,10 @@
 // Queries of many sequences, of different numbers, in one call over a cache: the results of each sequence alone, bit by
 // bit, and of the reference.
 
-#include "attention_balancer/executor/openmp.hpp"
 #include "support/anybody.hpp"
 #include "support/cache.hpp"
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/options.hpp"
 
 namespace {
@@ -159,7 +159,7 @@ void check_alone(support::Table& table, const std::string& name, const Ragged<St
     run("threads, " + std::to_string(pieces), x.paged, wide, Anybody{Anybody::threads, pieces});
 #if defined(_OPENMP)
   for (const Index threads : {2, 16})
-    run("OpenMp, " + std::to_string(threads), x.whole.view(), wide, ab::executor::OpenMp{threads});
+    run("OpenMp, " + std::to_string(threads), x.whole.view(), wide, support::openmp(threads));
 #endif
 }
 

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/options.hpp"
 
 namespace {
@@ -63,7 +64,7 @@ void check_executors(support::Table& table, const support::Shape& s, const suppo
   table.expect(Result<T>(s, in, policies..., ab::executor::Sequential{}) == once, "Sequential");
 #if defined(_OPENMP)
   for (Index threads = 0; threads <= 8; threads += support::every(3))
-    table.expect(Result<T>(s, in, policies..., ab::executor::OpenMp{threads}) == once,
+    table.expect(Result<T>(s, in, policies..., support::openmp(threads)) == once,
                  "OpenMP, threads " + std::to_string(threads));
 #endif
   for (Index pieces : {1, 2, 3, 7, 100})
@@ -112,9 +113,9 @@ TEMPLATE_TEST_CASE("a sequence alone or beside others gives the same bits", "[at
   const support::Inputs<T> in(s, random);
   Tensor<T> all(Layout::bhsd, 3, 4, 150, 9), observed(Layout::bhsd, 3, 4, 150, 9), one(Layout::bhsd, 1, 1, 150, 9);
   ab::Evidence<T> evidence, of_one;
-  ab::attention(in.q.view(), in.k.view(), in.v.view(), all.view(), ab::mask::Causal{}, ab::executor::OpenMp{4});
+  ab::attention(in.q.view(), in.k.view(), in.v.view(), all.view(), ab::mask::Causal{}, support::openmp(4));
   ab::attention(in.q.view(), in.k.view(), in.v.view(), observed.view(), ab::mask::Causal{}, ab::observe(evidence),
-                ab::executor::OpenMp{4});
+                support::openmp(4));
   auto part = [](const ab::TensorView<T>& x, Index b, Index h) {
     auto y = x;
     y.data = &x(b, h, 0, 0), y.batch = y.heads = 1;

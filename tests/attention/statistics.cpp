@@ -1,6 +1,7 @@
 // The statistics beside the mass, against the reference: second moments, maxima, squared odds, leave-one-out.
 
 #include "support/check.hpp"
+#include "support/executors.hpp"
 #include "support/options.hpp"
 
 namespace {
@@ -45,7 +46,7 @@ void check_statistic(support::Table& table, const char* name, Statistic statisti
                "the rest of the evidence depends on the statistic");
 #if defined(_OPENMP)
   ab::attention(in.q.input(), in.k.input(), in.v.input(), out.view(), policies...,
-                ab::observe(threads, weights, statistic), ab::executor::OpenMp{3});
+                ab::observe(threads, weights, statistic), support::openmp(3));
   table.expect(support::same_bits(evidence, threads), "threads change its bits");
 #endif
 }

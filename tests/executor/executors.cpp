@@ -9,9 +9,7 @@
 #include <vector>
 
 #include "support/check.hpp"
-#if defined(ATTENTION_BALANCER_HAS_TBB)
-#include "attention_balancer/executor/tbb.hpp"
-#endif
+#include "support/executors.hpp"
 
 namespace {
 
@@ -33,6 +31,7 @@ struct Threads {
 struct AnyExecutor {
   const char* name;
   Index threads;
+  Index grain = 0;
   std::function<void(Index, const std::function<void(Index)>&)> run;
 
   template <class E>
@@ -52,10 +51,10 @@ struct AnyExecutor {
 std::vector<AnyExecutor> executors_with(Index threads) {
   std::vector<AnyExecutor> all{{"threads", Threads{threads}}};
 #if defined(_OPENMP)
-  all.emplace_back("OpenMp", ab::executor::OpenMp{threads});
+  all.emplace_back("OpenMp", support::openmp(threads));
 #endif
 #if defined(ATTENTION_BALANCER_HAS_TBB)
-  all.emplace_back("Tbb", ab::executor::Tbb{threads});
+  all.emplace_back("Tbb", support::tbb(threads));
 #endif
   return all;
 }
@@ -103,13 +102,61 @@ TEST_CASE("no executor starts more threads than asked for", "[executor]") {
       INFO(executor.name << ", threads " << threads);
       CHECK(static_cast<Index>(seen.size()) <= threads);
     }
+}
+
 #if defined(_OPENMP)
-  int team = 0;
-  ab::executor::OpenMp{64}.for_each(2, [&](Index i) {
-    if (i == 0) team = omp_get_num_threads();
-  });
-  CHECK(team <= 2);
+TEST_CASE("OpenMP keeps its team, whatever the number of pieces", "[executor]") {
+  // libgomp would end threads for a smaller team, and start them again for the next.
+  const auto team_of = [](Index pieces) {
+    int team = 0;
+    ab::executor::OpenMp{3}.for_each(pieces, [&](Index i) {
+      if (i == 0) team = omp_get_num_threads();
+    });
+    return team;
+  };
+  CHECK(team_of(1) == 1);
+  CHECK(team_of(2) == 3);
+  CHECK(team_of(50) == 3);
+}
 #endif
+
+TEST_CASE("a call takes as many threads as it has grains of work", "[executor][attention]") {
+  Index pieces = 0;  // at a time, in a call
+  AnyExecutor executor("counting", ab::executor::Sequential{});
+  executor.threads = 8;
+  executor.run = [&](Index n, const std::function<void(Index)>& f) {
+    pieces = std::max(pieces, n);
+    ab::executor::Sequential{}.for_each(n, f);
+  };
+  support::Random random(52);
+  const support::Shape s{1, 4, 2, 200, 150, 8, 24};
+  const support::Inputs<float> in(s, random);
+  support::Tensor<float> out(support::Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
+  const auto pieces_of = [&](Index grain, const auto&... policies) {
+    pieces = 0;
+    executor.grain = grain;
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), executor, policies...);
+    return pieces;
+  };
+
+  const Index work = 4 * 200 * 150 * (8 + 24);
+  CHECK(pieces_of(0) == 8);
+  CHECK(pieces_of(work / 9) == 8);
+  CHECK(pieces_of(work / 3) == 3);
+  CHECK(pieces_of(work / 2 + 1) == 1);
+  CHECK(pieces_of(work + 1) == 1);
+
+  const std::vector<Index> queries{0, 50, 100, 150, 200}, keys{0, 30, 60, 100, 150};
+  const ab::PackedSequences packed(queries, keys);
+  const Index packed_work = work / 4;
+  CHECK(pieces_of(0, packed) == 8);
+  CHECK(pieces_of(packed_work / 3, packed) == 3);
+  CHECK(pieces_of(packed_work / 2 + 1, packed) == 1);
+
+  // What few queries see counts as what four do, for each head of the keys.
+  const ab::Problem decoding{1, 6, 6, 1, 100, 8, 8}, grouped{1, 6, 1, 1, 100, 8, 8};
+  CHECK(ab::detail::work_of(decoding) == 6 * 4 * 100 * 16);
+  CHECK(ab::detail::work_of(grouped) == 6 * 100 * 16);
 }
 
 TEST_CASE("1 to 16 threads of any executor give the same bits", "[executor][attention]") {

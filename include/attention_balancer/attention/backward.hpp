@@ -91,7 +91,7 @@ void run_backward(BackwardCall<T>& call, std::span<const Evidence<T>> evidence, 
     };
     (add(policies), ...);
   };
-  auto work = [&](Workspace& workspace, const auto& executor, Index concurrency) {
+  auto run = [&](Workspace& workspace, const auto& executor, Index concurrency) {
     if constexpr (packed) {
       PackedBackward<T> worker(call, find_policy<PolicyKind::sequences, T>(policies...), evidence, concurrency);
       worker.run(workspace.reserve(static_cast<std::size_t>(worker.bytes())), executor);
@@ -100,7 +100,16 @@ void run_backward(BackwardCall<T>& call, std::span<const Evidence<T>> evidence, 
       run_backward_call(call, workspace, executor, concurrency, finish);
     }
   };
-  with_executor_and_workspace<T>(work, policies...);
+  double work = 2.5;  // times that of the forward call: five products for two
+  if constexpr (packed) {
+    const auto& sequences = find_policy<PolicyKind::sequences, T>(policies...);
+    work *= work_of(
+        call.forward.problem, sequences.sequences(), [&](Index s) { return sequences.queries(s); },
+        [&](Index s) { return sequences.keys(s); });
+  } else {
+    work *= work_of(call.forward.problem);
+  }
+  with_executor_and_workspace<T>(work, run, policies...);
 }
 
 /// Checks of the tensors, and the call.

@@ -54,7 +54,7 @@ void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
     const PackedQueries& offsets = find_policy<PolicyKind::packed_queries, T>(policies...);
     const Problem largest = packed_problem(call.problem, offsets, x.batch());
     run_packed(
-        call, offsets, largest,
+        call, offsets, [&](Index s) { return x.length(s); }, largest,
         [&](Workspace& workspace, const auto& executor, Index concurrency, std::span<Evidence<T>> evidence) {
           check_kept_rows(largest);
           using Sequences = CacheSequences<T, Stored>;

@@ -17,12 +17,40 @@ namespace attention_balancer {
 namespace detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
+/// The multiply-adds of a call if everything is seen. A key that few queries see counts as if more did: reading it takes
+/// as long.
+inline double work_of(const Problem& p) noexcept {
+  constexpr double fewest = 4;
+  const double kv_heads = static_cast<double>(p.kv_heads);
+  const double rows = std::max(static_cast<double>(p.heads) / kv_heads * static_cast<double>(p.queries), fewest);
+  return static_cast<double>(p.batch) * kv_heads * rows * static_cast<double>(p.keys) *
+         static_cast<double>(p.dim + p.value_dim);
+}
+
+/// The same of sequences with queries(s) and keys(s) each. `one`: the problem of any.
+template <class Queries, class Keys>
+double work_of(Problem one, Index sequences, Queries queries, Keys keys) noexcept {
+  one.batch = 1;
+  double work = 0;
+  for (Index s = 0; s < sequences; ++s) {
+    one.queries = queries(s), one.keys = keys(s);
+    if (one.queries > 0) work += work_of(one);
+  }
+  return work;
+}
+
+/// How many threads a call of so many multiply-adds may take.
 template <Executor E>
-Index concurrency_of(const E& executor) {
+Index concurrency_of(const E& executor, double work) {
+  Index threads = 1;
   if constexpr (requires { static_cast<Index>(executor.concurrency()); })
-    return std::max(Index(1), static_cast<Index>(executor.concurrency()));
+    threads = static_cast<Index>(executor.concurrency());
   else
-    return std::max(Index(1), static_cast<Index>(std::thread::hardware_concurrency()));
+    threads = static_cast<Index>(std::thread::hardware_concurrency());
+  if constexpr (requires { static_cast<double>(executor.grain); })
+    if (const double grain = static_cast<double>(executor.grain); work < grain * static_cast<double>(threads))
+      threads = static_cast<Index>(work / grain);
+  return std::max(Index(1), threads);
 }
 
 /// The scale and the sink of the policies. Throws InputError if they are not numbers of T.
@@ -45,13 +73,14 @@ void take_scale_and_sink(Call<T>& call, P&... policies) {
   }
 }
 
-/// run(workspace, executor, concurrency) with those of the policies, or those that stand in for them.
+/// run(workspace, executor, concurrency) with those of the policies, or those that stand in for them, for a call of so
+/// much `work`.
 template <Scalar T, class Run, class... P>
-void with_executor_and_workspace(Run run, P&... policies) {
+void with_executor_and_workspace([[maybe_unused]] double work, Run run, P&... policies) {
   auto with = [&](Workspace& workspace) {
     if constexpr (count_of<PolicyKind::executor, T, P...> > 0) {
       const auto& executor = find_policy<PolicyKind::executor, T>(policies...);
-      run(workspace, executor, concurrency_of(executor));
+      run(workspace, executor, concurrency_of(executor, work));
     } else {
       run(workspace, executor::Sequential{}, Index(1));
     }
@@ -97,16 +126,17 @@ void run_with_policies(Call<T>& call, Run run, P&... policies) {
   (check_borrowed(policies, call.out, evidence), ...);
 
   with_executor_and_workspace<T>(
+      work_of(call.problem),
       [&](Workspace& workspace, const auto& executor, Index concurrency) {
         run(workspace, executor, concurrency, evidence);
       },
       policies...);
 }
 
-/// The same for sequences that `offsets` name, each with an Evidence of its own. `largest`: the problem that fits each,
-/// with a batch item for each.
-template <Scalar T, class Packed, class Run, class... P>
-void run_packed(Call<T>& call, const Packed& offsets, const Problem& largest, Run run, P&... policies) {
+/// The same for sequences that `offsets` name, with keys(s) each, and an Evidence of its own. `largest`: the problem
+/// that fits each, with a batch item for each.
+template <Scalar T, class Packed, class Keys, class Run, class... P>
+void run_packed(Call<T>& call, const Packed& offsets, Keys keys, const Problem& largest, Run run, P&... policies) {
   check_positions(largest, std::numeric_limits<T>::digits);
   (validate_policy(policies, largest), ...);
 
@@ -132,7 +162,9 @@ void run_packed(Call<T>& call, const Packed& offsets, const Problem& largest, Ru
   } else {
     (check_borrowed(policies, call.out, static_cast<const Evidence<T>*>(nullptr)), ...);
   }
+  auto queries = [&](Index s) { return offsets.queries(s); };
   with_executor_and_workspace<T>(
+      work_of(largest, largest.batch, queries, keys),
       [&](Workspace& workspace, const auto& executor, Index concurrency) {
         run(workspace, executor, concurrency, evidence);
       },
@@ -144,7 +176,7 @@ void run_attention(Call<T>& call, P&... policies) {
   if constexpr (count_of<PolicyKind::sequences, T, P...> > 0) {
     const PackedSequences& offsets = find_policy<PolicyKind::sequences, T>(policies...);
     run_packed(
-        call, offsets, packed_problem(call.problem, offsets),
+        call, offsets, [&](Index s) { return offsets.keys(s); }, packed_problem(call.problem, offsets),
         [&](Workspace& workspace, const auto& executor, Index concurrency, std::span<Evidence<T>> evidence) {
           const TensorSequences<T> sequences(call, offsets);
           PackedWorker<T, TensorSequences<T>>(call, sequences, evidence, workspace, concurrency).run(executor);

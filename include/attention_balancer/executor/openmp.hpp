@@ -6,19 +6,27 @@
 #endif
 
 #include "attention_balancer/core/types.hpp"
+#include "attention_balancer/executor/sequential.hpp"
 
 namespace attention_balancer::executor {
 
 /// OpenMP threads: `threads` of them, or as many as OpenMP would start if 0. Needs -fopenmp where it is used.
 struct OpenMp {
   Index threads = 0;
+  Index grain = default_grain;  ///< multiply-adds that are worth one more thread
 
 #if defined(_OPENMP)
   Index concurrency() const noexcept { return threads > 0 ? threads : static_cast<Index>(omp_get_max_threads()); }
 
   template <class F>
   void for_each(Index n, F&& f) const {
-    const int team = static_cast<int>(std::max(Index(1), std::min(n, concurrency())));
+    const int team = static_cast<int>(concurrency());
+    if (n <= 1 || team == 1) {
+      for (Index i = 0; i < n; ++i) f(i);
+      return;
+    }
+    // All of the team, be there work for it or not: where the next team is smaller, libgomp ends the threads that are
+    // too many, and has to start them again for the one after it.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team)
     for (Index i = 0; i < n; ++i) f(i);
   }

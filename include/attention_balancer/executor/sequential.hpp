@@ -9,6 +9,10 @@ namespace attention_balancer {
 
 namespace executor {
 
+/// Multiply-adds of attention that take one core about 20 microseconds: twice as many, divided among two threads, take
+/// as long as on one if the second has to be woken, and little more than half as long if it is awake.
+inline constexpr Index default_grain = Index(1) << 19;
+
 /// Runs everything in the calling thread: the default.
 struct Sequential {
   Index concurrency() const noexcept { return 1; }
@@ -22,7 +26,9 @@ struct Sequential {
 }  // namespace executor
 
 /// An executor calls f(0) ... f(n - 1), in any order and on any threads, and returns when all are done. It may have
-/// `Index concurrency() const`: how many of them can run at once, at least 1 (absent: one per processor).
+/// `Index concurrency() const`: how many of them can run at once, at least 1 (absent: one per processor), and a number
+/// `grain`: the multiply-adds of attention that are worth one more thread (absent: any are). A call of less than two
+/// grains runs in the calling thread. Masks do not make a call smaller here.
 template <class E>
 concept Executor = requires(const E& e, void (*f)(Index)) { e.for_each(Index(1), f); };
 

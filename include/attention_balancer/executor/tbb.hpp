@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "attention_balancer/core/types.hpp"
+#include "attention_balancer/executor/sequential.hpp"
 
 namespace attention_balancer::executor {
 
@@ -17,6 +18,7 @@ namespace attention_balancer::executor {
 /// tbb::parallel_for.
 struct Tbb {
   Index threads = 0;
+  Index grain = default_grain;  ///< multiply-adds that are worth one more thread
 
   Index concurrency() const noexcept {
     return threads > 0 ? threads : std::max(Index(1), Index(oneapi::tbb::this_task_arena::max_concurrency()));

@@ -88,7 +88,7 @@ void PageKeeper::make_room(std::vector<Cache>& caches, std::span<const Index> to
   Index wanted = 0;
   for (Index s = 0; s < room_.sequences; ++s) {
     const auto at = static_cast<std::size_t>(s);
-    needed_[at] = room_.pages_of(cache.length(s) + tokens[at]);
+    needed_[at] = cache.pages_for(cache.length(s) + tokens[at]);
     wanted += needed_[at];
   }
   if (wanted <= room_.pages) return;

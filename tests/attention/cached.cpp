@@ -232,6 +232,17 @@ TEMPLATE_TEST_CASE("evicting moves all that belongs to a slot", "[attention][cac
   narrow.append(1, part(in.k.view(), 1, 20, 4), part(in.v.view(), 1, 20, 4));
   CHECK(narrow.length(1) == 24);
   CHECK(narrow.free_pages() == 37);
+
+  // What a token more takes is known before it is appended.
+  CHECK(narrow.pages_for(0) == 0);
+  CHECK(narrow.pages_for(24) == 3);
+  CHECK(narrow.pages_for(25) == 4);
+  for (const Index n : {1, 7, 8, 1}) {
+    const Index taken = narrow.pages_for(narrow.length(0) + n) - static_cast<Index>(narrow.block_table(0).size());
+    const Index free = narrow.free_pages();
+    narrow.append(0, part(in.k.view(), 0, 0, n), part(in.v.view(), 0, 0, n));
+    CHECK(narrow.free_pages() == free - taken);
+  }
   CHECK_THROWS_AS((ab::PagedKvCache<Stored>(2, 2, 40, 8, 16, 16, 41)), ab::ShapeError);
 
   // Heads may keep different tokens.

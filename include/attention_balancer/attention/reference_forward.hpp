@@ -166,6 +166,8 @@ TensorView<T> tokens(TensorView<T> x, Index begin, Index length) {
 template <class Q, class K, class V, class O, class... P>
 void attend_all(const Problem& problem, const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v,
                 const TensorView<O>& out, P&... policies) {
+  constexpr bool keys = count_of<PolicyKind::packed_queries, double, P...> == 0;
+  static_assert(keys, "attention_balancer: PackedQueries needs a cache, which the reference does not take");
   if constexpr (count_of<PolicyKind::sequences, double, P...> != 0) {
     const PackedSequences& sequences = find_policy<PolicyKind::sequences, double>(policies...);
     const Problem largest = packed_problem(problem, sequences);

@@ -43,6 +43,12 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
   /// Most pages of one sequence.
   Index sequence_pages() const noexcept { return row_; }
 
+  /// Pages that so many tokens of a sequence fill. Appending n tokens to sequence b takes pages_for(length(b) + n) -
+  /// block_table(b).size() of the free ones.
+  Index pages_for(Index tokens) const noexcept {
+    return tokens / page_size() + (tokens % page_size() != 0 ? 1 : 0);
+  }
+
   /// Pages of sequence b, in order.
   std::span<const Index> block_table(Index b) const {
     this->check_sequence(b);
@@ -91,10 +97,6 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     return {table_[static_cast<std::size_t>(b * row_ + slot / page_size())], slot % page_size()};
   }
 
-  Index blocks_for(Index tokens) const noexcept {
-    return tokens / page_size() + (tokens % page_size() != 0 ? 1 : 0);
-  }
-
   /// `tokens_of(b)`: those appended to sequence b.
   template <class F>
   void make_room(Index first, Index last, F tokens_of) {
@@ -102,19 +104,19 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
     for (Index b = first; b < last; ++b) {
       const auto at = static_cast<std::size_t>(b);
       const Index tokens = tokens_of(b);
-      if (tokens > row_ * page_size() || blocks_for(this->lengths_[at] + tokens) > row_)
+      if (tokens > row_ * page_size() || pages_for(this->lengths_[at] + tokens) > row_)
         detail::fail<BudgetError>("number of tokens appended to sequence " + std::to_string(b), tokens,
                                   "fit in the " + std::to_string(row_) + " pages of " + std::to_string(page_size()) +
                                       " that it may have, beside the " + std::to_string(this->lengths_[at]) +
                                       " there");
-      wanted += blocks_for(this->lengths_[at] + tokens) - blocks_[at];
+      wanted += pages_for(this->lengths_[at] + tokens) - blocks_[at];
     }
     if (wanted > free_pages())
       detail::fail<BudgetError>("number of pages wanted", wanted,
                                 "be at most the free pages = " + std::to_string(free_pages()));
     for (Index b = first; b < last; ++b) {
       const auto at = static_cast<std::size_t>(b);
-      const Index blocks = blocks_for(this->lengths_[at] + tokens_of(b));
+      const Index blocks = pages_for(this->lengths_[at] + tokens_of(b));
       for (; blocks_[at] < blocks; ++blocks_[at]) {
         table_[static_cast<std::size_t>(b * row_ + blocks_[at])] = free_.back();
         free_.pop_back();
@@ -125,7 +127,7 @@ class PagedKvCache : public detail::KvCacheBase<Stored, PagedKvCache<Stored>> {
   void resize(Index b, Index length) noexcept {
     const auto at = static_cast<std::size_t>(b);
     this->lengths_[at] = length;
-    while (blocks_[at] > blocks_for(length))
+    while (blocks_[at] > pages_for(length))
       free_.push_back(table_[static_cast<std::size_t>(b * row_ + --blocks_[at])]);
   }
 

@@ -68,3 +68,12 @@ if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
         "${ATTENTION_BALANCER_CCACHE}")
   endif()
 endif()
+
+# The kernels, which know nothing of policies, compiled once for the tests and examples whose sources are compiled with
+# kernels.hpp or cache_kernels.hpp.
+foreach(kernels IN ITEMS kernels cache_kernels)
+  add_library(attention_balancer_${kernels} STATIC EXCLUDE_FROM_ALL "${PROJECT_SOURCE_DIR}/tests/support/${kernels}.cpp")
+  target_include_directories(attention_balancer_${kernels} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  target_link_libraries(attention_balancer_${kernels} PUBLIC attention_balancer_development)
+endforeach()
+target_link_libraries(attention_balancer_cache_kernels PUBLIC attention_balancer_kernels)

@@ -185,10 +185,8 @@ TEMPLATE_TEST_CASE("many packed sequences that decode are each alone, in any com
           support::Anybody{support::Anybody::backwards, pieces});
       run("threads, " + std::to_string(pieces), all, 0, count, support::Anybody{support::Anybody::threads, pieces});
     }
-#if defined(_OPENMP)
     for (const Index threads : {2, 3, 16})
-      run("OpenMp, " + std::to_string(threads), all, 0, count, support::openmp(threads));
-#endif
+      run("OpenMp, " + std::to_string(threads), all, 0, count, support::Anybody{support::Anybody::open_mp, threads});
 #if defined(ATTENTION_BALANCER_HAS_TBB)
     for (const Index threads : {2, 3})
       run("Tbb, " + std::to_string(threads), all, 0, count, support::tbb(threads));

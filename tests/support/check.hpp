@@ -21,7 +21,7 @@
 
 #include "attention_balancer/attention.hpp"
 #include "attention_balancer/reference.hpp"
-#include "support/kernels.hpp"
+#include "support/cache_kernels.hpp"
 #include "support/table.hpp"
 #include "support/tensor.hpp"
 

@@ -1,5 +1,5 @@
 #pragma once
-// The kernels know nothing of policies: compiled once for all tests, in kernels.cpp, instead of in each.
+// The kernels know nothing of policies: compiled once for all tests and examples, in kernels.cpp, instead of in each.
 
 #include "attention_balancer/attention/backward.hpp"
 #include "attention_balancer/attention/forward.hpp"

@@ -45,6 +45,16 @@ bool multiplies_pairs(const Call<T>& call) noexcept {
   return count_of<PolicyKind::products, T, P...> > 0 && call.statistic != evidence::Kind::leave_one_out;
 }
 
+/// Runs a call on one cache, as run_call one on plain tensors. `pairs`: with products of bf16, if the machine has them.
+template <Scalar T, class Stored, class Run>
+void run_call_on_cache(const Call<T>& call, const KvView<Stored>& x, bool pairs, Evidence<T>* evidence,
+                       Workspace& workspace, const Run& executor, Index concurrency) {
+  if (call.problem.queries <= decode_queries)
+    Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
+  else
+    run_prefill(call, x, pairs, evidence, workspace, executor, concurrency);
+}
+
 template <class T, class... P>
 inline constexpr bool has_packed_queries = count_of<PolicyKind::packed_queries, T, P...> > 0;
 
@@ -57,19 +67,15 @@ void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
         call, offsets, [&](Index s) { return x.length(s); }, largest,
         [&](Workspace& workspace, const auto& executor, Index concurrency, std::span<Evidence<T>> evidence) {
           check_kept_rows(largest);
-          using Sequences = CacheSequences<T, Stored>;
-          const Sequences sequences(call, offsets, x, multiplies_pairs<T, P...>(call));
-          PackedWorker<T, Sequences>(call, sequences, evidence, workspace, concurrency).run(executor);
+          const CacheSequences<T, Stored> sequences(call, offsets, x, multiplies_pairs<T, P...>(call));
+          run_sequences(call, sequences, evidence, workspace, executor, concurrency);
         },
         policies...);
   } else {
     run_with_policies(
         call,
         [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
-          if (call.problem.queries <= decode_queries)
-            Decoder<T, Stored>(call, x, evidence, workspace, concurrency).run(executor);
-          else
-            run_prefill(call, x, multiplies_pairs<T, P...>(call), evidence, workspace, executor, concurrency);
+          run_call_on_cache(call, x, multiplies_pairs<T, P...>(call), evidence, workspace, executor, concurrency);
         },
         policies...);
   }

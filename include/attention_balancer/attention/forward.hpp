@@ -179,7 +179,7 @@ void run_attention(Call<T>& call, P&... policies) {
         call, offsets, [&](Index s) { return offsets.keys(s); }, packed_problem(call.problem, offsets),
         [&](Workspace& workspace, const auto& executor, Index concurrency, std::span<Evidence<T>> evidence) {
           const TensorSequences<T> sequences(call, offsets);
-          PackedWorker<T, TensorSequences<T>>(call, sequences, evidence, workspace, concurrency).run(executor);
+          run_sequences(call, sequences, evidence, workspace, executor, concurrency);
         },
         policies...);
   } else {

@@ -259,5 +259,12 @@ class PackedWorker {
   Index slots_ = 1, slot_bytes_ = 0, order_bytes_ = 0;
 };
 
+/// Runs a call on packed sequences, as run_call one: a function, so that one translation unit can compile it for others.
+template <Scalar T, class Sequences, class Run>
+void run_sequences(const Call<T>& call, const Sequences& sequences, std::span<Evidence<T>> evidence,
+                   Workspace& workspace, const Run& executor, Index concurrency) {
+  PackedWorker<T, Sequences>(call, sequences, evidence, workspace, concurrency).run(executor);
+}
+
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::detail

@@ -59,6 +59,17 @@ if(ATTENTION_BALANCER_PRECOMPILED AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   check_cxx_source_compiles("int avx512 = __AVX512F__; int main() {}" ATTENTION_BALANCER_HAS_AVX512)
   unset(CMAKE_REQUIRED_FLAGS)
 endif()
+
+# attention_balancer_precompile(<target> <argument of target_precompile_headers>...)
+function(attention_balancer_precompile target)
+  if(ATTENTION_BALANCER_PRECOMPILED)
+    target_precompile_headers(${target} ${ARGN})
+    if(ATTENTION_BALANCER_HAS_AVX512)
+      target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized -Wno-uninitialized)
+    endif()
+  endif()
+endfunction()
+
 if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
   find_program(ATTENTION_BALANCER_CCACHE ccache)
   mark_as_advanced(ATTENTION_BALANCER_CCACHE)
@@ -72,7 +83,8 @@ endif()
 # The kernels, which know nothing of policies, compiled once for the tests and examples whose sources are compiled with
 # kernels.hpp or cache_kernels.hpp.
 foreach(kernels IN ITEMS kernels cache_kernels)
-  add_library(attention_balancer_${kernels} STATIC EXCLUDE_FROM_ALL "${PROJECT_SOURCE_DIR}/tests/support/${kernels}.cpp")
+  add_library(attention_balancer_${kernels} STATIC EXCLUDE_FROM_ALL
+    "${PROJECT_SOURCE_DIR}/tests/support/${kernels}.cpp")
   target_include_directories(attention_balancer_${kernels} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
   target_link_libraries(attention_balancer_${kernels} PUBLIC attention_balancer_development)
 endforeach()

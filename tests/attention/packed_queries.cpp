@@ -163,7 +163,7 @@ void check_alone(support::Table& table, const std::string& name, const Ragged<St
 }  // namespace
 
 TEMPLATE_TEST_CASE("queries of many sequences over a cache are those of each alone", "[attention][cache][packed]",
-                   float, double, ab::bf16, ab::f16, std::int8_t) {
+                   STORAGES) {
   support::Table table;
   const Ragged<TestType> all(mixed, 7);
   check_alone(table, "plain", all);
@@ -179,7 +179,7 @@ TEMPLATE_TEST_CASE("queries of many sequences over a cache are those of each alo
 }
 
 TEMPLATE_TEST_CASE("queries of many sequences over a cache are the reference on what it holds",
-                   "[attention][cache][packed]", float, double, ab::bf16, ab::f16, std::int8_t) {
+                   "[attention][cache][packed]", STORAGES) {
   using T = typename ab::KvCache<TestType>::scalar;
   support::Table table;
   const Ragged<TestType> x(mixed, 16);

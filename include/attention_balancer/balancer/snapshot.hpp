@@ -11,7 +11,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <type_traits>
 #include <vector>
 
@@ -76,7 +75,7 @@ class Words {
     const auto word = next();
     Number value{};
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-    if (error != std::errc() || end != word.data() + word.size() || !(value >= least)) wrong(word, what);
+    if (error != decltype(error)() || end != word.data() + word.size() || !(value >= least)) wrong(word, what);
     return value;
   }
   template <class = void>

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 #include <span>
 #include <string>
 #include <tuple>
@@ -69,7 +68,7 @@ void check_state(const S& state, Index sequence, Index tokens) {
 template <class... States>
 void check_distinct_states(const States&... states) {
   const std::array<const void*, sizeof...(States)> all{
-      (compacts_apart<States> ? static_cast<const void*>(std::addressof(states)) : nullptr)...};
+      (compacts_apart<States> ? static_cast<const void*>(&states) : nullptr)...};
   for (std::size_t i = 0; i < all.size(); ++i)
     for (std::size_t j = 0; j < i; ++j)
       if (all[i] != nullptr && all[i] == all[j])

@@ -68,18 +68,20 @@ class Site {
   }
 
   /// A site whose lanes are queries first_query, first_query + 1, ... of one key.
-  static Site along_queries(Index batch, Index head, const Problem& problem, Index first_query, Index key) noexcept {
+  ATTENTION_BALANCER_INLINE static Site along_queries(Index batch, Index head, const Problem& problem,
+                                                      Index first_query, Index key) noexcept {
     Site site{batch, head, problem.queries, problem.keys};
     site.first_query_ = first_query;
     site.first_key_ = key;
     site.query_step_ = 1;
-    site.query_ = site.gather([](Index i, Index) { return i; });
+    site.query_ = from(first_query, problem.queries);
     site.key_ = S(static_cast<scalar>(key));
     return site;
   }
 
   /// A site whose lanes are keys first_key, first_key + 1, ... of one query.
-  static Site along_keys(Index batch, Index head, const Problem& problem, Index query, Index first_key) noexcept {
+  ATTENTION_BALANCER_INLINE static Site along_keys(Index batch, Index head, const Problem& problem, Index query,
+                                                   Index first_key) noexcept {
     Site site{batch, head, problem.queries, problem.keys};
     site.first_query_ = query;
     site.query_step_ = 0;
@@ -91,9 +93,7 @@ class Site {
   /// The same queries at another key, or the same query at the keys from another one on.
   void move_to_key(Index key) noexcept {
     first_key_ = key;
-    key_ = S(static_cast<scalar>(key));
-    // A lane past the last key stands at the last one.
-    if (query_step_ == 0) key_ = gather([](Index, Index j) { return j; });
+    key_ = query_step_ == 0 ? from(key, keys) : S(static_cast<scalar>(key));
   }
 
   /// The same keys of another query.
@@ -104,6 +104,12 @@ class Site {
 
  private:
   Site(Index b, Index h, Index nq, Index nk) noexcept : batch(b), head(h), queries(nq), keys(nk) {}
+
+  /// first, first + 1, ... over the lanes; a lane past the last of `count` stands at the last one.
+  ATTENTION_BALANCER_INLINE static S from(Index first, Index count) noexcept {
+    const S all = S(static_cast<scalar>(first)) + simd::iota<S>(scalar(0)), last(static_cast<scalar>(count - 1));
+    return simd::select(all < last, all, last);
+  }
 
   S query_{}, key_{};
   Index first_query_ = 0, first_key_ = 0, query_step_ = 1;

@@ -43,6 +43,15 @@ Index query_grain(const P& policy) noexcept {
     return 0;
 }
 
+/// The sites of V packs of queries at the first key of a block.
+template <Scalar T, int V>
+ATTENTION_BALANCER_INLINE void place_sites(Site<simd::Pack<T>> (&sites)[V], const Place& at) noexcept {
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v)
+    sites[v] = Site<simd::Pack<T>>::along_queries(at.batch, at.head, *at.problem, at.first_query + v * simd::lanes<T>,
+                                                  at.key_begin);
+}
+
 /// The score modifiers and masks of a call, for scores of T. All that depends on the types of the policies is here,
 /// so that the kernels are compiled once per scalar whatever the policies are.
 template <Scalar T, class Modifiers, class Masks>
@@ -55,7 +64,8 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
 
   static constexpr bool has_modifiers = sizeof...(Modifiers) > 0;
   static constexpr bool has_masks = sizeof...(Masks) > 0;
-  static constexpr bool can_choose_lanes = (ChoosesLanes<Modifiers> || ...) || (ChoosesLanes<Masks> || ...);
+  static constexpr bool masks_choose_lanes = (ChoosesLanes<Masks> || ...);
+  static constexpr bool can_choose_lanes = (ChoosesLanes<Modifiers> || ...) || masks_choose_lanes;
 
   template <class S>
   ATTENTION_BALANCER_INLINE S bend_score(S score, const Site<S>& site) const {
@@ -93,10 +103,11 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     return largest;
   }
 
-  /// Applies the modifiers, and the masks if `partial`, to scores [keys, V packs]; raises top [V packs].
+  /// Applies the modifiers, and the masks if `partial`, which it is where there are no modifiers, to scores [keys, V
+  /// packs]; raises top [V packs].
   template <int V>
   void bend(T* scores, const Place& at, bool partial, T* top) const noexcept {
-    if (has_masks && partial)
+    if (!has_modifiers || (has_masks && partial))
       bend_block<V, has_masks>(scores, at, top);
     else
       bend_block<V, false>(scores, at, top);
@@ -109,7 +120,7 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
       using S = simd::Pack<T>;
       constexpr int n = simd::lanes<T>;
       Index first = at.key_begin;
-      if constexpr (can_choose_lanes && n > 1)
+      if constexpr (masks_choose_lanes && n > 1)
         if (masks_prefer_keys())
           for (; first + n <= at.key_end; first += n) {
             auto site = Site<S>::along_keys(at.batch, at.head, *at.problem, at.first_query, first);
@@ -121,7 +132,7 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
             simd::store(exposure + first, simd::load<S>(exposure + first) + seen);
           }
       Site<S> sites[V] = {};
-      place_sites(sites, at);
+      place_sites<T>(sites, at);
       for (Index j = first; j < at.key_end; ++j) {
         S seen(T(0));
         ATTENTION_BALANCER_UNROLL
@@ -136,7 +147,7 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
 
   /// The same for the scores of one query, keys side by side, in whole packs.
   void bend_keys(T* scores, const Place& at, bool partial) const noexcept {
-    if (has_masks && partial)
+    if (!has_modifiers || (has_masks && partial))
       bend_row<has_masks>(scores, at);
     else
       bend_row<false>(scores, at);
@@ -164,13 +175,6 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
       if constexpr (Masked) score = simd::select(visible(site), score, S(-infinity<T>));
       simd::store_aligned(scores, score);
     }
-  }
-
-  template <int V>
-  static void place_sites(Site<simd::Pack<T>> (&sites)[V], const Place& at) noexcept {
-    for (int v = 0; v < V; ++v)
-      sites[v] = Site<simd::Pack<T>>::along_queries(at.batch, at.head, *at.problem,
-                                                    at.first_query + v * simd::lanes<T>, at.key_begin);
   }
 
   bool modifiers_prefer_keys() const noexcept {
@@ -204,7 +208,7 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
         scores += done * V * n;
       }
     Site<S> sites[V] = {};
-    place_sites(sites, at);
+    place_sites<T>(sites, at);
     S highest[V];
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) highest[v] = simd::load_aligned<S>(top + v * n);

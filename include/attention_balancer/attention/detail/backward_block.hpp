@@ -5,40 +5,80 @@
 // dK += dS^T Q. The gradient of the lse lessens D_i, that of the mass of key j adds u_i dmass_j to dP_ij and that
 // of the entropy -dH_i log P_ij; what these two add to D_i takes a first pass over the scores.
 
-#include <cmath>
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <new>
 
-#include "attention_balancer/attention/detail/backward_call.hpp"
+#include "attention_balancer/attention/detail/backward_queries.hpp"
 #include "attention_balancer/attention/detail/backward_tile.hpp"
-#include "attention_balancer/attention/detail/block.hpp"
 #include "attention_balancer/attention/detail/decode_tile.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// One block of V packs of queries, `count` of them real: the others have no part in anything.
+/// One block of V packs of queries.
 template <Scalar T, int V>
-class BackwardBlock {
+class BackwardBlock : BackwardQueries<T, V> {
+  using Base = BackwardQueries<T, V>;
+  using Base::add_to_sink, Base::store_queries, Base::store_parameters;
+  using Base::call_, Base::p_, Base::batch_, Base::head_, Base::first_, Base::count_, Base::s_, Base::sums_;
+  using Base::in_bits_, Base::guard_, Base::rows_, Base::saw_, Base::n, Base::width;
+  using Base::load_rows, Base::load_state, Base::finish_delta, Base::has_slopes, Base::site_batch;
+
  public:
   BackwardBlock(const BackwardCall<T>& call, Index batch, Index head, Index first, Index count, bool keys_finite,
                 const BackwardScratch<T>& scratch, const BackwardSums<T>& sums) noexcept
-      : call_(call),
-        p_(call.forward.problem),
-        batch_(batch),
-        head_(head),
+      : Base(call, batch, head, first, count, scratch, sums),
         kv_head_(head / (p_.heads / p_.kv_heads)),
-        first_(first),
-        count_(count),
-        s_(scratch),
-        sums_(sums),
-        in_bits_(scores_in_bits(call.forward)),
-        decoded_(decodes(call.forward) && !rows_are_lanes<T>(p_)),
-        guard_(!keys_finite) {}
+        keys_finite_(keys_finite),
+        decoded_(decodes(call.forward) && !rows_are_lanes<T>(p_)) {}
 
-  void run() noexcept {
+  /// This block and those that follow it, `count` in all, of whole packs but for the last, which has `last_count`
+  /// queries. The same bits as one after the other, but that a key which masks leave in different steps gets its
+  /// gradients in another order.
+  void run(int count, Index last_count) noexcept {
+    alignas(BackwardBlock) std::byte memory[most_together - 1][sizeof(BackwardBlock)];
+    BackwardBlock* blocks[most_together] = {this};
+    for (int b = 1; b < count; ++b)
+      blocks[b] = new (memory[b - 1]) BackwardBlock(*this, b, b + 1 < count ? width : last_count);
+    bool guarded = false;
+    for (int b = 0; b < count; ++b) {
+      blocks[b]->begin();
+      guarded = guarded || blocks[b]->guard_;
+    }
+    if (!guarded)
+      attend(blocks, count);
+    else  // which adds to the gradients of the keys at once
+      for (int b = 0; b < count; ++b) attend(blocks + b, 1);
+    for (int b = 0; b < count; ++b) blocks[b]->finish();
+  }
+
+ private:
+  static constexpr int most_together = static_cast<int>(backward_together<T>);
+  static constexpr Index strip_size = longest_step * width;
+
+  /// Block `place` of those that the first is followed by, with memory of its own.
+  BackwardBlock(const BackwardBlock& first, Index place, Index count) noexcept
+      : BackwardBlock(first.call_, first.batch_, first.head_, first.first_ + place * width, count,
+                      first.keys_finite_, first.s_, first.sums_) {
+    s_.queries += place * p_.dim * width;
+    s_.outputs += place * p_.value_dim * width;
+    s_.query_rows += place * row_stride<T>(p_.dim) * width;
+    s_.output_rows += place * row_stride<T>(p_.value_dim) * width;
+    s_.dq += place * p_.dim * width;
+    s_.scores += place * strip_size;
+    s_.gradients += place * strip_size;
+    s_.ranges += place * s_.most_ranges;
+    s_.parameters += place * call_.modifiers * width;
+  }
+
+  void begin() noexcept {
     // The forward's scores bit by bit: D has its weights, and does not cancel against those of other scores.
     load_rows(call_.forward.q, p_.dim, s_.queries, query_factor(call_.forward), s_.query_rows, call_.forward.scale);
     load_rows(call_.dout, p_.value_dim, s_.outputs, T(1), s_.output_rows, T(1));
-    guard_ = guard_ || !all_finite<T>(s_.queries, p_.dim * V) || !all_finite<T>(s_.outputs, p_.value_dim * V);
+    guard_ =
+        !keys_finite_ || !all_finite<T>(s_.queries, p_.dim * V) || !all_finite<T>(s_.outputs, p_.value_dim * V);
     load_state();
     std::fill_n(s_.none, call_.modifiers, nullptr);
     ranges_ = visible_ranges(call_.forward,
@@ -49,86 +89,84 @@ class BackwardBlock {
 
     std::fill_n(s_.dq, p_.dim * width, T(0));
     std::fill_n(s_.parameters, call_.modifiers * width, T(0));
-    for_each_range([&](const KeyRange& range, const T* weights) { pass(range, weights); });
+    walk_ = walk();
+  }
+
+  /// All blocks through all keys. Each takes its own ranges in their order, and those that take the same one add to
+  /// the gradients of its keys together.
+  static void attend(BackwardBlock* const* blocks, int count) noexcept {
+    for (;;) {
+      Index from = std::numeric_limits<Index>::max();
+      for (int b = 0; b < count; ++b)
+        if (!blocks[b]->walk_.done()) from = std::min(from, blocks[b]->walk_.begin);
+      if (from == std::numeric_limits<Index>::max()) return;
+      for (int b = 0; b < count; ++b) blocks[b]->step(from);
+      for (int b = 0, e; b < count; b = e) {
+        for (e = b + 1; e < count && blocks[b]->adds_beside(*blocks[e]); ++e) {
+        }
+        if (blocks[b]->pending_) blocks[b]->add_to_keys(*blocks[e - 1]);
+      }
+    }
+  }
+
+  void finish() noexcept {
     add_to_sink();
     store_queries();
     store_parameters();
   }
 
- private:
-  static constexpr int n = simd::lanes<T>;
-  static constexpr Index width = V * n;
+  /// A walk over the visible keys, in steps of at most block_keys.
+  struct Walk {
+    const KeyRange *range, *end;
+    Index begin;  // of the next step
+    T* weights;   // its part of the strip of a sparse normaliser, or null
 
-  /// The block's rows of x, each scaled: transposed [dim, W] and by rows [count, dim padded]; what pads them is 0.
-  void load_rows(const TensorView<const T>& x, Index dim, T* transposed, T transposed_factor, T* rows,
-                 T factor) noexcept {
-    const T* from = &x(batch_, head_, first_, 0);
-    const Index stride = padded_features<T>(dim);
-    alignas(64) T factors[width];
-    std::fill_n(factors, width, transposed_factor);
-    if (count_ < width)
-      for (Index c = 0; c < dim; ++c)
-        std::fill(transposed + c * width + count_, transposed + (c + 1) * width, T(0));
-    copy_matrix(transposed, width, Index(1), from, x.dim_stride, x.length_stride, dim, count_);
-    multiply_rows<T, V>(transposed, dim, factors);
-    for (Index i = 0; i < count_; ++i) {
-      const T* row = from + i * x.length_stride;
-      for (Index c = 0; c < dim; ++c) rows[i * stride + c] = row[c * x.dim_stride] * factor;
-      std::fill(rows + i * stride + dim, rows + (i + 1) * stride, T(0));
+    bool done() const noexcept { return range == end; }
+
+    KeyRange next() noexcept {
+      const KeyRange step{begin, std::min(begin + block_keys, range->end), range->partial};
+      begin = step.end;
+      if (begin == range->end && ++range != end) begin = range->begin;
+      if (weights != nullptr) weights += (step.end - step.begin) * width;
+      return step;
     }
+  };
+
+  Walk walk() const noexcept {
+    const bool sparse = is_sparse(call_.forward.normalization);
+    return {s_.ranges, s_.ranges + ranges_, ranges_ > 0 ? s_.ranges->begin : 0, sparse ? s_.strip : nullptr};
   }
 
-  /// The batch item, or the packed sequence, as policies know it.
-  Index site_batch() const noexcept { return call_.forward.first_batch + batch_; }
-
-  T position(const TensorView<const T>& x, Index i) const noexcept {
-    return x.data == nullptr ? T(0) : x(x.batch == 1 ? 0 : site_batch(), x.heads == 1 ? 0 : head_, 0, i);
-  }
-
-  void load_state() noexcept {
-    const TensorView<const T>& out = call_.out;
-    for (Index i = 0; i < width; ++i) {
-      const bool real = i < count_;
-      const T lse = real ? call_.lse(batch_, head_, 0, first_ + i) : -infinity<T>;
-      rows_.lse[i] = lse == -infinity<T> ? infinity<T> : lse;
-      rows_.offset[i] = in_bits_ ? rows_.lse[i] * T(simd::log2_e) : rows_.lse[i];
-      rows_.entropy[i] = real ? position(call_.entropy_gradient, first_ + i) : T(0);
-      rows_.u[i] = real ? call_.weights.template weight<T>(first_ + i, p_.queries) : T(0);
-      rows_.delta[i] = rows_.sum[i] = rows_.slopes[i] = T(0);
-    }
-    // out and dout by rows: a sum of products of a row with its own.
-    const Index stride = padded_features<T>(p_.value_dim);
-    for (Index i = 0; i < count_; ++i) {
-      const T *row = s_.output_rows + i * stride, *o = &out(batch_, head_, first_ + i, 0);
-      simd::Pack<T> sum(T(0));
-      Index c = 0;
-      auto of_out = [&](Index at) {  // the same order of additions whatever the layout
-        if (out.dim_stride == 1) return simd::load<simd::Pack<T>>(o + at);
-        return simd::generate<simd::Pack<T>>([&](int lane) { return o[(at + lane) * out.dim_stride]; });
-      };
-      for (; c + n <= p_.value_dim; c += n) sum = simd::fma(simd::load<simd::Pack<T>>(row + c), of_out(c), sum);
-      T total = simd::reduce_add(sum);
-      for (; c < p_.value_dim; ++c) total = simd::fma(row[c], o[c * out.dim_stride], total);
-      rows_.delta[i] = total;
-    }
-  }
-
-  /// Whether the slope of a weight is not the weight itself: then D is no product of out and dout.
-  bool has_slopes() const noexcept {
-    return call_.forward.normalization.kind == Normalization::Kind::sparsemax ||
-           call_.forward.normalization.kind == Normalization::Kind::entmax15;
-  }
-
-  /// f(range, its part of the strip of a sparse normaliser), in steps of at most block_keys.
+  /// f(step, its part of the strip of a sparse normaliser)
   template <class F>
-  void for_each_range(F f) const noexcept {
-    T* strip = is_sparse(call_.forward.normalization) ? s_.strip : nullptr;
-    for (Index r = 0; r < ranges_; ++r)
-      for (Index begin = s_.ranges[r].begin; begin < s_.ranges[r].end; begin += block_keys) {
-        const KeyRange step{begin, std::min(begin + block_keys, s_.ranges[r].end), s_.ranges[r].partial};
-        f(step, strip);
-        if (strip != nullptr) strip += (step.end - step.begin) * width;
-      }
+  void for_each_step(F f) const noexcept {
+    for (Walk w = walk(); !w.done();) {
+      T* const weights = w.weights;
+      f(w.next(), weights);
+    }
+  }
+
+  /// The next step, if it begins within a block of keys behind `from`.
+  void step(Index from) noexcept {
+    pending_ = false;
+    if (walk_.done() || walk_.begin >= from + block_keys) return;
+    const T* const weights = walk_.weights;
+    range_ = walk_.next();
+    pass(range_, weights);
+  }
+
+  /// Whether the next block adds to the gradients of the same keys.
+  bool adds_beside(const BackwardBlock& next) const noexcept {
+    return pending_ && next.pending_ && range_.begin == next.range_.begin && range_.end == next.range_.end;
+  }
+
+  /// What this block and the others up to `last` add to dv and dk.
+  void add_to_keys(const BackwardBlock& last) noexcept {
+    const Index keys = range_.end - range_.begin, depth = last.first_ + last.count_ - first_;
+    add_queries<T>({s_.scores, width, strip_size, depth, s_.output_rows, row_stride<T>(p_.value_dim)}, keys,
+                   sums_.dv + range_.begin * value_stride(), value_stride());
+    add_queries<T>({s_.gradients, width, strip_size, depth, s_.query_rows, row_stride<T>(p_.dim)}, keys,
+                   sums_.dk + range_.begin * key_stride(), key_stride());
   }
 
   /// The weights of a sparse normaliser, from all scores at once, as in the forward pass.
@@ -137,7 +175,7 @@ class BackwardBlock {
     alignas(64) T top[width];
     std::fill_n(top, width, -infinity<T>);
     Index keys = 0;
-    for_each_range([&](const KeyRange& range, T* scores) {
+    for_each_step([&](const KeyRange& range, T* scores) {
       const Rows<T> k = rows_of(forward.k, range, s_.packed_keys);
       const bool bent = forward.policies.has_modifiers || range.partial;
       score_keys<T, V>(s_.queries, k.data, k.stride, range.end - range.begin, p_.dim, scores, bent ? nullptr : top);
@@ -203,14 +241,16 @@ class BackwardBlock {
     if (call_.forward.policies.has_modifiers || x.partial)
       call_.derive(call_.forward.policies.policies, x);
     else if (x.first_pass || x.weights != nullptr || x.with_entropy || x.mass != nullptr || x.seen != nullptr)
-      Plain::template block<false, true>({}, x);
+      Plain::template block<false>({}, x);
+    else if (in_bits_)
+      derive_plain<T, V, true>(x.scores, x.gradients, x.at.key_end - x.at.key_begin, rows_);
     else
-      Plain::template block<false, false>({}, x);
+      derive_plain<T, V, false>(x.scores, x.gradients, x.at.key_end - x.at.key_begin, rows_);
   }
 
   /// rows_.sum = sum over the keys of slope (u dmass - dH log p), and of slope (dout . v) where it is not p.
   void first_pass() noexcept {
-    for_each_range([&](const KeyRange& range, const T* weights) {
+    for_each_step([&](const KeyRange& range, const T* weights) {
       const Index keys = range.end - range.begin;
       if (weights != nullptr && all_zero(weights, keys * width)) return;
       ScoreGradients<T> x = block_of(range, weights);
@@ -227,53 +267,6 @@ class BackwardBlock {
     });
   }
 
-  T sink_logit() const noexcept {
-    return call_.forward.sinks != nullptr ? call_.forward.sink_logit(call_.forward.sinks, head_) : -infinity<T>;
-  }
-
-  /// The weight of a sink in row i, which is not dead, and what the entropy adds to the gradient of that weight.
-  struct SinkWeight {
-    T p, gradient;
-  };
-  SinkWeight sink_weight(T logit, Index i) const noexcept {
-    const T log_p = logit - rows_.lse[i];
-    const T p = std::exp(log_p);
-    return {p, p == T(0) ? T(0) : -rows_.entropy[i] * log_p};
-  }
-
-  /// Completes D, with what a sink has of the entropy.
-  void finish_delta() noexcept {
-    const T logit = sink_logit();
-    for (Index i = 0; i < count_; ++i) {
-      const bool dead = rows_.lse[i] == infinity<T>;
-      T delta = rows_.delta[i] + rows_.sum[i] - position(call_.lse_gradient, first_ + i);
-      if (logit != -infinity<T> && !dead) {
-        const SinkWeight sink = sink_weight(logit, i);
-        delta += sink.p * sink.gradient;
-      }
-      if (has_slopes())
-        delta = dead ? T(0) : (rows_.sum[i] - position(call_.lse_gradient, first_ + i)) / rows_.slopes[i];
-      rows_.delta[i] = delta;
-    }
-  }
-
-  /// Whether row i sees a key. Known after the passes, and only where something is not finite: a row that sees none
-  /// has 0 of everything otherwise.
-  bool sees(Index i) const noexcept { return !guard_ || saw_[i] != T(0); }
-
-  /// The gradient of the sink's logit.
-  void add_to_sink() noexcept {
-    const T logit = sink_logit();
-    if (!call_.wants_sink || logit == -infinity<T>) return;
-    for (Index i = 0; i < count_; ++i) {
-      if (rows_.lse[i] == infinity<T>) continue;
-      const SinkWeight sink = sink_weight(logit, i);
-      // A row of nothing but the sink: its output is 0 whatever it would have meant to the loss.
-      const T delta = sees(i) ? rows_.delta[i] : sink.p * sink.gradient - position(call_.lse_gradient, first_ + i);
-      sums_.numbers[call_.modifiers] += static_cast<double>(sink.p * (sink.gradient - delta));
-    }
-  }
-
   Rows<T> rows_of(const TensorView<const T>& x, const KeyRange& range, T* packed) const noexcept {
     const T* first = x.data + batch_ * x.batch_stride + kv_head_ * x.head_stride + range.begin * x.length_stride;
     if (x.dim_stride == 1 || x.dim == 1) return {first, x.length_stride};
@@ -284,8 +277,8 @@ class BackwardBlock {
   /// Scores of a block of keys before the policies, bit by bit those of the forward pass.
   void score(const Rows<T>& k, Index keys) noexcept {
     if (decoded_)  // the gradients come after the scores
-      return score_decoded<T, V>(s_.query_rows, key_stride(), count_, k.data, k.stride, keys, p_.dim, s_.gradients,
-                                 s_.scores);
+      return score_decoded<T, V>(s_.query_rows, row_stride<T>(p_.dim), count_, k.data, k.stride, keys, p_.dim,
+                                 s_.gradients, s_.scores);
     score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
   }
 
@@ -313,10 +306,7 @@ class BackwardBlock {
     if (guard_) return add_guarded(range, k);
 
     add_values<T, V>(s_.gradients, k.data, k.stride, keys, p_.dim, s_.dq, Onto::output, nullptr);
-    add_queries<T>(s_.output_rows, value_stride(), s_.scores, width, count_, keys,
-                   sums_.dv + range.begin * value_stride());
-    add_queries<T>(s_.query_rows, key_stride(), s_.gradients, width, count_, keys,
-                   sums_.dk + range.begin * key_stride());
+    pending_ = true;
   }
 
   /// As the end of pass where a number is not finite: it must not meet the 0 of what is masked.
@@ -329,43 +319,11 @@ class BackwardBlock {
         saw_[i] = T(1);
         const T p = s_.scores[j * width + i], ds = s_.gradients[j * width + i];
         for (Index c = 0; c < p_.value_dim; ++c)
-          dv[c] = simd::fma(p, s_.output_rows[i * value_stride() + c], dv[c]);
+          dv[c] = simd::fma(p, s_.output_rows[i * row_stride<T>(p_.value_dim) + c], dv[c]);
         for (Index c = 0; c < p_.dim; ++c) {
-          dk[c] = simd::fma(ds, s_.query_rows[i * key_stride() + c], dk[c]);
+          dk[c] = simd::fma(ds, s_.query_rows[i * row_stride<T>(p_.dim) + c], dk[c]);
           s_.dq[c * width + i] = simd::fma(ds, k.data[j * k.stride + c], s_.dq[c * width + i]);
         }
-      }
-    }
-  }
-
-  /// dq, and what it says of the scale: the sum of dS times its product is q . (dS K).
-  void store_queries() noexcept {
-    if (call_.wants_scale)
-      for (Index i = 0; i < count_; ++i) {
-        const T* q = &call_.forward.q(batch_, head_, first_ + i, 0);
-        double sum = 0;
-        for (Index c = 0; c < p_.dim; ++c)
-          sum += static_cast<double>(q[c * call_.forward.q.dim_stride]) * static_cast<double>(s_.dq[c * width + i]);
-        if (rows_.lse[i] != infinity<T> && sees(i)) sums_.numbers[call_.modifiers + 1] += sum;
-      }
-    alignas(64) T factors[width];
-    std::fill_n(factors, width, call_.forward.scale);
-    multiply_rows<T, V>(s_.dq, p_.dim, factors);
-    const TensorView<T>& dq = call_.dq;
-    copy_matrix(&dq(batch_, head_, first_, 0), dq.length_stride, dq.dim_stride, static_cast<const T*>(s_.dq),
-                Index(1), width, count_, p_.dim);
-  }
-
-  void store_parameters() noexcept {
-    for (Index m = 0; m < call_.modifiers; ++m) {
-      const TensorView<T>& target = call_.targets[m];
-      if (target.data == nullptr || target.dim > 1) continue;
-      const T* of_rows = s_.parameters + m * width;
-      for (Index i = 0; i < count_; ++i) {
-        if (target.length > 1)
-          target(target.batch == 1 ? 0 : site_batch(), target.heads == 1 ? 0 : head_, first_ + i, 0) += of_rows[i];
-        else
-          sums_.numbers[m] += static_cast<double>(of_rows[i]);
       }
     }
   }
@@ -373,16 +331,12 @@ class BackwardBlock {
   Index key_stride() const noexcept { return padded_features<T>(p_.dim); }
   Index value_stride() const noexcept { return padded_features<T>(p_.value_dim); }
 
-  const BackwardCall<T>& call_;
-  const Problem& p_;
-  const Index batch_, head_, kv_head_, first_, count_;
-  const BackwardScratch<T>& s_;
-  const BackwardSums<T>& sums_;
-  const bool in_bits_, decoded_;  // as the forward pass has the scores
-  bool guard_;
+  const Index kv_head_;
+  const bool keys_finite_, decoded_;  // decoded: how the forward pass has the scores
   Index ranges_ = 0;
-  RowState<T> rows_;
-  T saw_[width] = {};  // of each query whether it saw a key, while guarded
+  Walk walk_{};
+  KeyRange range_{};      // of the last step
+  bool pending_ = false;  // whether its strips are still to be added to the gradients of its keys
 };
 
 ATTENTION_BALANCER_END_ISA

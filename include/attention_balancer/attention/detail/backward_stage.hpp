@@ -78,13 +78,12 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
 
   static void run(const void* set, const ScoreGradients<T>& x) noexcept {
     if (has_masks && x.partial)
-      block<has_masks, true>(*static_cast<const Set*>(set), x);
+      block<has_masks>(*static_cast<const Set*>(set), x);
     else
-      block<false, true>(*static_cast<const Set*>(set), x);
+      block<false>(*static_cast<const Set*>(set), x);
   }
 
-  /// Extras: a first pass, a sparse normaliser, gradients of mass or entropy, or `seen` may be asked for.
-  template <bool Masked, bool Extras>
+  template <bool Masked>
   ATTENTION_BALANCER_NOINLINE static void block(const Set& set, const ScoreGradients<T>& x) noexcept {
     constexpr bool placed = Masked || modifiers > 0;
     Site<S> sites[block_packs] = {};
@@ -101,8 +100,8 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
         T* const at = x.scores + (j * x.packs + v) * n;
         Lane lane{x, j, v, at, simd::mask_of<S>(false)};
         const S score = simd::load_aligned<S>(at);
-        const S gradient = back<0, Masked, Extras>(set, score, sites[v], lane, sums[v], across);
-        if (Extras && (x.first_pass || x.gradients == nullptr)) continue;
+        const S gradient = back<0, Masked>(set, score, sites[v], lane, sums[v], across);
+        if (x.first_pass || x.gradients == nullptr) continue;
         simd::store_aligned(x.gradients + (j * x.packs + v) * n, simd::select(lane.hidden, S(T(0)), gradient));
       }
       for (std::size_t m = 0; m < modifiers; ++m)
@@ -110,7 +109,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
           x.parameter_keys[m][j] += simd::reduce_add(across.keys[m]);
     }
     for (int v = 0; v < x.packs; ++v) {
-      if (Extras && x.first_pass) {
+      if (x.first_pass) {
         T *const sum = x.rows->sum + v * n, *const slopes = x.rows->slopes + v * n;
         simd::store_aligned(sum, simd::load_aligned<S>(sum) + sums[v].weighted);
         simd::store_aligned(slopes, simd::load_aligned<S>(slopes) + sums[v].slopes);
@@ -146,14 +145,14 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
   };
 
   /// The gradient of the score that modifier I is given; Site is unused without policies.
-  template <std::size_t I, bool Masked, bool Extras>
+  template <std::size_t I, bool Masked>
   ATTENTION_BALANCER_INLINE static S back(const Set& set, const S& before, const Site<S>& site, Lane& lane,
                                           Sums& sums, Across& across) noexcept {
     if constexpr (I == modifiers) {
-      return finish<Masked, Extras>(set, before, site, lane, sums);
+      return finish<Masked>(set, before, site, lane, sums);
     } else {
       const auto& modifier = std::get<I>(set.modifiers);
-      const S gradient = back<I + 1, Masked, Extras>(set, modifier(before, site), site, lane, sums, across);
+      const S gradient = back<I + 1, Masked>(set, modifier(before, site), site, lane, sums, across);
       if constexpr (is_gradient<std::remove_cvref_t<decltype(modifier)>>) {
         if (!lane.x.first_pass) {
           const S of_parameter =
@@ -184,7 +183,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
   }
 
   /// Weight and gradient of a score after all modifiers.
-  template <bool Masked, bool Extras>
+  template <bool Masked>
   ATTENTION_BALANCER_INLINE static S finish(const Set& set, S score, const Site<S>& site, Lane& lane,
                                             Sums& sums) noexcept {
     const ScoreGradients<T>& x = lane.x;
@@ -195,7 +194,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
     const simd::mask_of<S> masked = score == none, dead = offset == S(infinity<T>);
     lane.hidden = masked | dead;
     S p, slope, log_p;  // slope: dp / ds, were the other scores fixed and the sum of the weights free
-    if (Extras && x.weights != nullptr) {
+    if (x.weights != nullptr) {
       const S weight = simd::load_aligned<S>(x.weights + (lane.key * x.packs + lane.pack) * n);
       const simd::mask_of<S> outside = weight == zero;
       lane.hidden = outside | dead;
@@ -205,31 +204,60 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
       log_p = x.with_entropy ? simd::log(simd::select(lane.hidden, S(T(1)), p)) : zero;
     } else {
       const S difference = score - offset;
-      slope = p = simd::select(
-          lane.hidden, zero, simd::exp2_clamped(simd::clamp_exponent(difference * S(x.exponent_per_score))));
+      slope = p = simd::select(lane.hidden, zero,
+                               simd::exp2_clamped(simd::clamp_exponent(difference * S(x.exponent_per_score))));
       log_p = simd::select(p == zero, zero, difference * S(x.logit_per_score));  // which may be infinite
     }
     S gradient = zero;
-    if (!Extras || x.gradients != nullptr)
+    if (x.gradients != nullptr)
       gradient = simd::load_aligned<S>(x.gradients + (lane.key * x.packs + lane.pack) * n);
-    if constexpr (Extras) {
-      if (x.mass != nullptr)
-        gradient =
-            simd::fma(simd::load_aligned<S>(rows.u + lane.pack * n), S(x.mass[lane.key * x.mass_stride]), gradient);
-      if (x.with_entropy) gradient = gradient - simd::load_aligned<S>(rows.entropy + lane.pack * n) * log_p;
-      if (x.first_pass) {
-        sums.weighted = sums.weighted + simd::select(lane.hidden, zero, slope * gradient);
-        sums.slopes = sums.slopes + simd::select(lane.hidden, zero, slope);
-        return zero;
-      }
-      if (x.seen != nullptr)
-        simd::store_aligned(x.seen + (lane.key * x.packs + lane.pack) * n,
-                            simd::select(lane.hidden, zero, S(T(1))));
+    if (x.mass != nullptr)
+      gradient =
+          simd::fma(simd::load_aligned<S>(rows.u + lane.pack * n), S(x.mass[lane.key * x.mass_stride]), gradient);
+    if (x.with_entropy) gradient = gradient - simd::load_aligned<S>(rows.entropy + lane.pack * n) * log_p;
+    if (x.first_pass) {
+      sums.weighted = sums.weighted + simd::select(lane.hidden, zero, slope * gradient);
+      sums.slopes = sums.slopes + simd::select(lane.hidden, zero, slope);
+      return zero;
     }
+    if (x.seen != nullptr)
+      simd::store_aligned(x.seen + (lane.key * x.packs + lane.pack) * n, simd::select(lane.hidden, zero, S(T(1))));
     simd::store_aligned(lane.at, p);
     return simd::select(lane.hidden, zero, slope * (gradient - simd::load_aligned<S>(rows.delta + lane.pack * n)));
   }
 };
+
+/// What Derivatives makes of V packs of scores where there is no policy and nothing but these gradients is asked for,
+/// bit by bit. Most blocks are that, and the shorter the loop, the more packs a processor works on at a time.
+template <Scalar T, int V, bool InBits>
+ATTENTION_BALANCER_NOINLINE void derive_plain(T* scores, T* gradients, Index keys,
+                                              const RowState<T>& rows) noexcept {
+  using S = simd::Pack<T>;
+  constexpr int n = simd::lanes<T>;
+  const S none(-infinity<T>), zero(T(0));
+  S offset[V], delta[V];
+  simd::mask_of<S> dead[V];
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    offset[v] = simd::load_aligned<S>(rows.offset + v * n);
+    delta[v] = simd::load_aligned<S>(rows.delta + v * n);
+    dead[v] = offset[v] == S(infinity<T>);
+  }
+  ATTENTION_BALANCER_NO_UNROLL
+  for (Index j = 0; j < keys; ++j, scores += V * n, gradients += V * n) {
+    ATTENTION_BALANCER_UNROLL
+    for (int v = 0; v < V; ++v) {
+      const S score = simd::load_aligned<S>(scores + v * n);
+      const simd::mask_of<S> hidden = dead[v] | (score == none);
+      S x = score - offset[v];
+      if constexpr (!InBits) x = x * S(T(simd::log2_e));
+      const S p = simd::select(hidden, zero, simd::exp2_clamped(simd::clamp_exponent(x)));
+      const S gradient = simd::load_aligned<S>(gradients + v * n);
+      simd::store_aligned(scores + v * n, p);
+      simd::store_aligned(gradients + v * n, simd::select(hidden, zero, p * (gradient - delta[v])));
+    }
+  }
+}
 
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer::detail

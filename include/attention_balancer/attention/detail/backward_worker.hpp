@@ -21,14 +21,17 @@ ATTENTION_BALANCER_NOINLINE void attend_queries_backward(const BackwardCall<T>& 
   while (first < end) {
     const Index packs = (end - first + n - 1) / n;
     const Index now = packs == 4 ? 2 : std::min(packs, Index(block_packs));
-    const Index count = std::min(now * n, end - first);
+    // The same blocks as one by one: no four packs are left on the way.
+    const Index blocks = now < 3 ? 1 : std::min(scratch.together, (packs % 3 == 1 ? packs - 4 : packs) / 3);
+    const Index last = std::min(now * n, end - first - (blocks - 1) * now * n), count = blocks > 1 ? now * n : last;
     if (now == 3)
-      BackwardBlock<T, 3>(call, batch, head, first, count, keys_finite, scratch, sums).run();
+      BackwardBlock<T, 3>(call, batch, head, first, count, keys_finite, scratch, sums)
+          .run(static_cast<int>(blocks), last);
     else if (now == 2)
-      BackwardBlock<T, 2>(call, batch, head, first, count, keys_finite, scratch, sums).run();
+      BackwardBlock<T, 2>(call, batch, head, first, count, keys_finite, scratch, sums).run(1, last);
     else
-      BackwardBlock<T, 1>(call, batch, head, first, count, keys_finite, scratch, sums).run();
-    first += count;
+      BackwardBlock<T, 1>(call, batch, head, first, count, keys_finite, scratch, sums).run(1, last);
+    first += (blocks - 1) * now * n + last;
   }
 }
 

@@ -181,3 +181,45 @@ TEMPLATE_TEST_CASE("blocks of queries that share the walk over far keys give the
     CHECK(support::same_bits(of_together, of_alone));
   }
 }
+
+TEMPLATE_TEST_CASE("a head alone and among more than the caches hold gives the same bits", "[attention]", SCALARS) {
+  using T = TestType;
+  support::Random random(34);
+  support::Table table;
+  // Whole heads, and heads in chunks whose keys come by parts; grouped, and with features far apart.
+  for (const Layout layout : {Layout::bhsd, Layout::bshd}) {
+    const auto s = layout == Layout::bhsd ? support::Shape{5, 54, 54, 33, 33, 64, 60}
+                                          : support::Shape{2, 66, 33, 130, 70, 64, 64};
+    const support::Inputs<T> in(s, random, support::Family::uniform, 1, layout, layout, layout);
+    const auto tensor = [&] {
+      return Tensor<T>(layout, s.batch, s.heads, s.queries, s.value_dim);
+    };
+    Tensor<T> all = tensor(), observed = tensor(), shared = tensor();
+    Tensor<T> one(Layout::bhsd, 1, 1, s.queries, s.value_dim);
+    ab::Evidence<T> evidence, of_one;
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), all.view());
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), observed.view(), ab::observe(evidence));
+#if defined(_OPENMP)
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), shared.view(), support::openmp(3));
+#endif
+    const auto part = [](const auto& x, Index b, Index h) {
+      auto y = x;
+      y.data = &x(b, h, 0, 0), y.batch = y.heads = 1;
+      return y;
+    };
+    for (Index b = 0; b < s.batch; ++b)
+      for (Index h = 0; h < s.heads; h += 5) {
+        table.begin(s.text() + ", batch " + std::to_string(b) + " head " + std::to_string(h));
+        const Index kv = h / (s.heads / s.kv_heads);
+        ab::attention(part(in.q.view(), b, h), part(in.k.view(), b, kv), part(in.v.view(), b, kv), one.view(),
+                      ab::observe(of_one));
+        table.expect(support::same_bits(one.view(), part(all.view(), b, h)), "output");
+        table.expect(support::same_bits(one.view(), part(observed.view(), b, h)), "observed output");
+#if defined(_OPENMP)
+        table.expect(support::same_bits(one.view(), part(shared.view(), b, h)), "output of three threads");
+#endif
+        table.expect(std::ranges::equal(of_one.mass(0, 0), evidence.mass(b, h)), "mass");
+      }
+  }
+  table.report();
+}

@@ -39,7 +39,9 @@ class Block {
         count_(count),
         far_{is_far<T>(p_), false},
         s_(scratch),
-        evidence_(evidence) {}
+        evidence_(evidence) {
+    if (s_.coming != nullptr) far_ = s_.coming->beside(far_);
+  }
 
   /// The same with the memory of block `place` of those that walk together.
   Block(const Block& first_of_them, Index place, Index first) noexcept

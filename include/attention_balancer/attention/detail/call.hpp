@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 
+#include "attention_balancer/attention/detail/coming.hpp"
 #include "attention_balancer/attention/detail/evidence_access.hpp"
 #include "attention_balancer/attention/detail/stage.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
@@ -201,6 +202,7 @@ struct Scratch {
   Index together;    // blocks of queries that walk the keys side by side
   Index strip_size, most_ranges;  // of one of them
   T* partial;                     // a chunk's evidence: mass, exposure, statistic [Nk] each, sink mass, empty rows
+  Coming* coming = nullptr;       // of the next chunk, if that lies far away
 
   static Index padded(Index elements) noexcept { return (elements + 15) / 16 * 16; }
 

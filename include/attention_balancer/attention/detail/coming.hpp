@@ -1,0 +1,63 @@
+#pragma once
+// What a worker will read and write next, asked for while it computes.
+
+#include <algorithm>
+
+#include "attention_balancer/attention/detail/tile.hpp"
+#include "attention_balancer/core/types.hpp"
+#include "attention_balancer/simd/pack.hpp"
+
+namespace attention_balancer::detail {
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// The rows of the next piece of work, some of them with each register tile of this one. Asked for all at once they
+/// would come no sooner than if nobody asked: a core has few lines on their way at a time, and waits for them. So many
+/// with each tile, and not so many on average, because the core guesses the length of a loop that varies wrongly.
+class Coming {
+ public:
+  void clear() noexcept { *this = {}; }
+
+  /// Rows of `dim` elements side by side.
+  template <class X>
+  void add(X* rows, Index stride, Index count, Index dim) noexcept {
+    constexpr Index size = static_cast<Index>(sizeof(X));
+    if (count == 0) return;
+    part_[parts_++] = {reinterpret_cast<const char*>(rows), stride * size, count, dim * size};
+    rows_ += count;
+  }
+
+  /// All of it is asked for within so many calls of ask, as many rows each time.
+  void within(Index calls) noexcept { pace_ = rows_ / std::max(Index(1), calls) + 1; }
+
+  /// What a product asks for beside `far`.
+  Far beside(Far far) noexcept {
+    far.asker = this;
+    far.ask = [](const void* coming, Index, Index) { const_cast<Coming*>(static_cast<const Coming*>(coming))->ask(); };
+    return far;
+  }
+
+ private:
+  void ask() noexcept {
+    if (parts_ == 0) return;
+    for (Index i = pace_; i > 0; --i) {
+      Part& part = part_[next_];
+      for (Index c = 0; c < part.bytes; c += 64) simd::prefetch(part.at + c);
+      part.at += part.stride;
+      if (--part.count == 0) {
+        part = part_[--parts_];
+        if (parts_ == 0) return;
+      }
+      next_ = next_ + 1 < parts_ ? next_ + 1 : 0;
+    }
+  }
+
+  struct Part {
+    const char* at;
+    Index stride, count, bytes;
+  };
+  Part part_[4] = {};
+  Index parts_ = 0, next_ = 0, rows_ = 0, pace_ = 0;
+};
+
+ATTENTION_BALANCER_END_ISA
+}  // namespace attention_balancer::detail

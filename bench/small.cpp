@@ -1,8 +1,8 @@
 // How fast are short sequences with many heads, where what a call and a block cost once cannot hide?
 //
 // `of_peak` is the share of the FMA peak measured in the same run, `limit` what products and exponentials alone
-// allow. 4096 tokens in all, so that K and V of all heads do not stay in the first caches. `one_head` is the time
-// of a call of one head, relative to its share of the call of all heads.
+// allow. 4096 tokens in all, so that K and V of all heads do not stay in the first caches, or 65536, which come from
+// memory. `one_head` is the time of a call of one head, relative to its share of the call of all heads.
 #include <benchmark/benchmark.h>
 
 #include "support/limit.hpp"
@@ -13,9 +13,9 @@ namespace {
 namespace ab = attention_balancer;
 using ab::Index;
 
-template <class T>
+template <class T, Index tokens>
 void small(benchmark::State& state) {
-  const Index length = state.range(0), dim = state.range(1), heads = 4096 / length;
+  const Index length = state.range(0), dim = state.range(1), heads = tokens / length;
   std::vector<T> numbers[4];
   ab::TensorView<T> x[4], one[4];
   for (int i = 0; i < 4; ++i) {
@@ -44,8 +44,15 @@ void shapes(benchmark::internal::Benchmark* b) {
     for (int length = 16; length <= 512; length *= 2) b->Args({length, dim});
 }
 
-BENCHMARK(small<float>)->Name("many heads<float>")->Apply(shapes);
-BENCHMARK(small<double>)->Name("many heads<double>")->Apply(shapes);
+void shapes_from_memory(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"N", "D"})->UseManualTime()->Unit(benchmark::kMicrosecond);
+  for (const int dim : {32, 64})
+    for (int length = 32; length <= 256; length *= 2) b->Args({length, dim});
+}
+
+BENCHMARK(small<float, 4096>)->Name("many heads<float>")->Apply(shapes);
+BENCHMARK(small<double, 4096>)->Name("many heads<double>")->Apply(shapes);
+BENCHMARK(small<float, 65536>)->Name("many heads from memory<float>")->Apply(shapes_from_memory);
 
 }  // namespace
 

@@ -37,11 +37,9 @@ class Block {
         kv_head_(head / (p_.heads / p_.kv_heads)),
         first_(first),
         count_(count),
-        far_{is_far<T>(p_), false},
+        far_{is_far<T>(p_), false, scratch.coming != nullptr ? &Coming::ask : nullptr, scratch.coming},
         s_(scratch),
-        evidence_(evidence) {
-    if (s_.coming != nullptr) far_ = s_.coming->beside(far_);
-  }
+        evidence_(evidence) {}
 
   /// The same with the memory of block `place` of those that walk together.
   Block(const Block& first_of_them, Index place, Index first) noexcept

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "attention_balancer/attention/detail/tile.hpp"
 #include "attention_balancer/core/types.hpp"
 #include "attention_balancer/simd/pack.hpp"
 
@@ -29,15 +28,13 @@ class Coming {
   /// All of it is asked for within so many calls of ask, as many rows each time.
   void within(Index calls) noexcept { pace_ = rows_ / std::max(Index(1), calls) + 1; }
 
-  /// What a product asks for beside `far`.
-  Far beside(Far far) noexcept {
-    far.asker = this;
-    far.ask = [](const void* coming, Index, Index) { const_cast<Coming*>(static_cast<const Coming*>(coming))->ask(); };
-    return far;
+  /// As Far asks: of a Coming.
+  static void ask(const void* coming, Index, Index) noexcept {
+    const_cast<Coming*>(static_cast<const Coming*>(coming))->ask_for_some();
   }
 
  private:
-  void ask() noexcept {
+  void ask_for_some() noexcept {
     if (parts_ == 0) return;
     for (Index i = pace_; i > 0; --i) {
       Part& part = part_[next_];

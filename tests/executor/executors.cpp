@@ -105,18 +105,21 @@ TEST_CASE("no executor starts more threads than asked for", "[executor]") {
 }
 
 #if defined(_OPENMP)
-TEST_CASE("OpenMP keeps its team, whatever the number of pieces", "[executor]") {
+TEST_CASE("OpenMP keeps its team, whatever the number of pieces, and takes no thread more", "[executor]") {
   // libgomp would end threads for a smaller team, and start them again for the next.
-  const auto team_of = [](Index pieces) {
+  const auto team_of = [](Index threads, Index pieces) {
     int team = 0;
-    ab::executor::OpenMp{3}.for_each(pieces, [&](Index i) {
+    ab::executor::OpenMp{threads}.for_each(pieces, [&](Index i) {
       if (i == 0) team = omp_get_num_threads();
     });
     return team;
   };
-  CHECK(team_of(1) == 1);
-  CHECK(team_of(2) == 3);
-  CHECK(team_of(50) == 3);
+  const int all = omp_get_max_threads();
+  CHECK(team_of(0, 1) == 1);
+  CHECK(team_of(0, 2) == all);
+  CHECK(team_of(0, 50) == all);
+  CHECK(team_of(all + 3, all + 1) == all + 1);
+  CHECK(team_of(Index(1) << 40, 2) == std::max(2, all));
 }
 #endif
 

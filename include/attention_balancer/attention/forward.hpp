@@ -48,7 +48,8 @@ Index concurrency_of(const E& executor, double work) {
   else
     threads = static_cast<Index>(std::thread::hardware_concurrency());
   if constexpr (requires { static_cast<double>(executor.grain); })
-    if (const double grain = static_cast<double>(executor.grain); work < grain * static_cast<double>(threads))
+    if (const double grain = static_cast<double>(executor.grain);
+        grain > 0 && work < grain * static_cast<double>(threads))
       threads = static_cast<Index>(work / grain);
   return std::max(Index(1), threads);
 }

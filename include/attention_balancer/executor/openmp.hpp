@@ -20,13 +20,14 @@ struct OpenMp {
 
   template <class F>
   void for_each(Index n, F&& f) const {
-    const int team = static_cast<int>(concurrency());
-    if (n <= 1 || team == 1) {
+    // The whole of OpenMP's own team, be there work for all of it or not: where the next team is smaller, libgomp ends
+    // the threads that are too many, and has to start them again for the one after it. Nested teams it does not keep.
+    const Index kept = omp_in_parallel() ? Index(1) : static_cast<Index>(omp_get_max_threads());
+    const int team = static_cast<int>(n <= 1 ? Index(1) : std::min(concurrency(), std::max(n, kept)));
+    if (team == 1) {
       for (Index i = 0; i < n; ++i) f(i);
       return;
     }
-    // All of the team, be there work for it or not: where the next team is smaller, libgomp ends the threads that are
-    // too many, and has to start them again for the one after it.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team)
     for (Index i = 0; i < n; ++i) f(i);
   }

@@ -28,7 +28,7 @@ struct Sequential {
 /// An executor calls f(0) ... f(n - 1), in any order and on any threads, and returns when all are done. It may have
 /// `Index concurrency() const`: how many of them can run at once, at least 1 (absent: one per processor), and a number
 /// `grain`: the multiply-adds of attention that are worth one more thread (absent: any are). A call of less than two
-/// grains runs in the calling thread. Masks do not make a call smaller here.
+/// grains is one piece. Masks do not make a call smaller here.
 template <class E>
 concept Executor = requires(const E& e, void (*f)(Index)) { e.for_each(Index(1), f); };
 

@@ -21,7 +21,8 @@ class Coming {
   void add(X* rows, Index stride, Index count, Index dim) noexcept {
     constexpr Index size = static_cast<Index>(sizeof(X));
     if (count == 0) return;
-    part_[parts_++] = {reinterpret_cast<const char*>(rows), stride * size, count, dim * size};
+    const Index step = count > 1 ? stride * size : 0;  // that of a single row may be any number
+    part_[parts_++] = {reinterpret_cast<const char*>(rows), step, count, dim * size};
     rows_ += count;
   }
 

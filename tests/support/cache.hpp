@@ -4,8 +4,8 @@
 #include "attention_balancer/cache/kv_view.hpp"
 #include "support/tensor.hpp"
 
-// The types of a TEMPLATE_TEST_CASE that is for each storage of a cache. ATTENTION_BALANCER_FLOAT_TESTS leaves what is read
-// as it lies and what has scales.
+// The types of a TEMPLATE_TEST_CASE that is for each storage of a cache. ATTENTION_BALANCER_FLOAT_TESTS leaves what is
+// read as it lies and what has scales.
 #if !defined(STORAGES)
 #define STORAGES float, double, ab::bf16, ab::f16, std::int8_t
 #endif

@@ -17,8 +17,8 @@ namespace attention_balancer {
 namespace detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
-/// The multiply-adds of a call if everything is seen. A key that few queries see counts as if more did: reading it takes
-/// as long.
+/// The multiply-adds of a call if everything is seen. A key that few queries see counts as if more did: reading it
+/// takes as long.
 inline double work_of(const Problem& p) noexcept {
   constexpr double fewest = 4;
   const double kv_heads = static_cast<double>(p.kv_heads);

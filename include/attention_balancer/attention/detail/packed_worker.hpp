@@ -259,7 +259,8 @@ class PackedWorker {
   Index slots_ = 1, slot_bytes_ = 0, order_bytes_ = 0;
 };
 
-/// Runs a call on packed sequences, as run_call one: a function, so that one translation unit can compile it for others.
+/// Runs a call on packed sequences, as run_call one: a function, so that one translation unit can compile it for
+/// others.
 template <Scalar T, class Sequences, class Run>
 void run_sequences(const Call<T>& call, const Sequences& sequences, std::span<Evidence<T>> evidence,
                    Workspace& workspace, const Run& executor, Index concurrency) {

@@ -197,7 +197,7 @@ class Worker {
     const Problem& p = call_.problem;
     coming.clear();
     auto add = [&](const auto& x, Index batch, Index h, Index begin, Index end) {
-      if (x.data == nullptr || x.dim_stride != 1) return;
+      if (x.data == nullptr || !has_unit_stride<T>(x)) return;
       coming.add(&x(batch, h, begin, 0), x.length_stride, end - begin, x.dim);
     };
     if (head < heads_) {

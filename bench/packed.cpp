@@ -178,6 +178,12 @@ void shapes(benchmark::internal::Benchmark* b) {
   }
 }
 
+void short_shapes(benchmark::internal::Benchmark* b) {
+  shapes(b);
+  for (const int threads : bench::thread_counts())
+    for (const int length : {16, 32, 64, 128}) b->Args({64, length, length, threads});
+}
+
 void mixed_shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"S", "Nq", "N", "threads"})->UseManualTime()->Unit(benchmark::kMicrosecond);
   for (const int threads : bench::thread_counts()) {
@@ -186,7 +192,7 @@ void mixed_shapes(benchmark::internal::Benchmark* b) {
   }
 }
 
-BENCHMARK(packed)->Apply(shapes);
+BENCHMARK(packed)->Apply(short_shapes);
 BENCHMARK(cached<float, false>)->Name("cached<float>")->Apply(shapes);
 BENCHMARK(cached<ab::bf16, false>)->Name("cached<bf16>")->Apply(shapes);
 BENCHMARK(cached<float, true>)->Name("mixed<float>")->Apply(mixed_shapes);

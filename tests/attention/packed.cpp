@@ -206,6 +206,48 @@ TEMPLATE_TEST_CASE("many packed sequences that decode are each alone, in any com
   table.report();
 }
 
+TEMPLATE_TEST_CASE("packed sequences of more than the caches hold are each alone", "[attention][packed]", SCALARS) {
+  using T = TestType;
+  constexpr Index heads = 6, kv_heads = 3, dim = 40, value_dim = 36, count = 120;
+  // Some have no queries or no keys, some decode, some are cut into chunks, one is not small.
+  std::vector<Index> q_offsets{0}, k_offsets{0};
+  for (Index s = 0; s < count; ++s) {
+    q_offsets.push_back(q_offsets.back() + (s == 31 ? 300 : s * 37 % 71));
+    k_offsets.push_back(k_offsets.back() + (s == 31 ? 500 : s * 29 % 67));
+  }
+  support::Random random(55);
+  Tensor<T> q(Layout::bshd, 1, heads, q_offsets.back(), dim), k(Layout::bhsd, 1, kv_heads, k_offsets.back(), dim),
+      v(Layout::bshd, 1, kv_heads, k_offsets.back(), value_dim);
+  for (auto* x : {&q, &k, &v}) x->fill(random, support::Family::uniform, 1);
+  const ab::PackedSequences packed(q_offsets, k_offsets);
+  const auto tensor = [&] { return Tensor<T>(Layout::bshd, 1, heads, q_offsets.back(), value_dim); };
+  Tensor<T> plain = tensor(), observed = tensor(), of_threads = tensor();
+  std::vector<ab::Evidence<T>> evidence(static_cast<std::size_t>(count));
+  ab::attention(q.view(), k.view(), v.view(), plain.view(), packed);
+  ab::attention(q.view(), k.view(), v.view(), observed.view(), packed, ab::observe(evidence));
+  ab::attention(q.view(), k.view(), v.view(), of_threads.view(), packed, support::openmp(3));
+
+  support::Table table;
+  for (std::size_t s = 0; s < evidence.size(); ++s) {
+    const Index begin = q_offsets[s], end = q_offsets[s + 1];
+    if (begin == end) continue;
+    table.begin("sequence " + std::to_string(s));
+    Tensor<T> one(Layout::bhsd, 1, heads, end - begin, value_dim);
+    ab::Evidence<T> alone;
+    const auto attend = [&](const auto&... policies) {
+      ab::attention(tokens(q.view(), begin, end), tokens(k.view(), k_offsets[s], k_offsets[s + 1]),
+                    tokens(v.view(), k_offsets[s], k_offsets[s + 1]), one.view(), policies...);
+    };
+    attend();
+    table.expect(support::same_bits(one.view(), tokens(plain.view(), begin, end)), "output");
+    table.expect(support::same_bits(one.view(), tokens(of_threads.view(), begin, end)), "output of three threads");
+    attend(ab::observe(alone));
+    table.expect(support::same_bits(one.view(), tokens(observed.view(), begin, end)), "observed output");
+    table.expect(support::same_bits(alone, evidence[s]), "evidence");
+  }
+  table.report();
+}
+
 TEST_CASE("policies of packed sequences are told the sequence", "[attention][packed]") {
   const std::vector<Index> q_offsets{0, 12, 15}, k_offsets{0, 10, 30};
   support::Random random(52);

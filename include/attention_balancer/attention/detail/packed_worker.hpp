@@ -5,6 +5,7 @@
 #include <atomic>
 #include <new>
 #include <span>
+#include <type_traits>
 
 #include "attention_balancer/attention/decode.hpp"
 #include "attention_balancer/attention/detail/worker.hpp"
@@ -112,7 +113,10 @@ class PackedWorker {
         workspace_(workspace),
         concurrency_(std::max(Index(1), concurrency)) {
     const Index count = sequences.count();
-    for (Index s = 0; s < count; ++s) total_ += cost(s) * static_cast<double>(pieces(s));
+    for (Index s = 0; s < count; ++s) {
+      total_ += cost(s) * static_cast<double>(pieces(s));
+      elements_ += Worker<T>::elements(problem_of(s));
+    }
     for (Index s = 0; s < count; ++s) {
       if (sequences.queries(s) == 0 || alone(s)) continue;
       slot_bytes_ = std::max(slot_bytes_, piece_bytes(s));
@@ -168,14 +172,13 @@ class PackedWorker {
           advance(at, item);
           // What the same worker is likely to take next.
           const Index likely = item + 1 < end ? item + 1 : next.load(std::memory_order_relaxed);
-          typename Sequences::Following following{};
+          Piece following;
           if (likely < pieces_) {
             Place then = at;
             advance(then, likely);
-            const Index s = *then.sequence, piece = likely - then.first_piece;
-            following = sequences_.first_keys(s, piece * call_.problem.kv_heads / pieces(s));
+            following = {*then.sequence, likely - then.first_piece};
           }
-          run_piece(*at.sequence, item - at.first_piece, following, scratch, before == *at.sequence);
+          run_piece({*at.sequence, item - at.first_piece}, following, scratch, before == *at.sequence);
           before = *at.sequence;
         }
       }
@@ -226,15 +229,43 @@ class PackedWorker {
     while (item - at.first_piece >= pieces(*at.sequence)) at.first_piece += pieces(*at.sequence++);
   }
 
-  /// `following`: the keys of the piece that the same worker takes next, a guess. `again`: the piece before was of this
-  /// sequence.
-  void run_piece(Index s, Index piece, const typename Sequences::Following& following, std::byte* memory,
-                 bool again) noexcept {
-    const One one(sequences_, s);
-    if (decodes(s))
-      Decoding(one.call, one.x, evidence_of(s)).run_group_in(memory, piece, following);
-    else
-      Worker<T>(one.call, evidence_of(s)).run_head_in(memory, piece, again);
+  struct Piece {
+    Index sequence = -1, number = 0;  // none, if negative
+  };
+
+  /// `following`: the piece that the same worker takes next, a guess. `again`: the piece before was of this sequence.
+  void run_piece(const Piece& piece, const Piece& following, std::byte* memory, bool again) noexcept {
+    const One one(sequences_, piece.sequence);
+    if (decodes(piece.sequence)) {
+      typename Sequences::Following keys{};
+      if (following.sequence >= 0)
+        keys = sequences_.first_keys(following.sequence,
+                                     following.number * call_.problem.kv_heads / pieces(following.sequence));
+      Decoding(one.call, one.x, evidence_of(piece.sequence)).run_group_in(memory, piece.number, keys);
+      return;
+    }
+    Worker<T> worker(one.call, evidence_of(piece.sequence));
+    if (!asks_for(following)) {
+      worker.run_head_in(memory, piece.number, again, {});
+    } else if (following.sequence == piece.sequence) {
+      worker.run_head_in(memory, piece.number, again, {&worker, following.number});
+    } else {
+      const One after(sequences_, following.sequence);
+      const Worker<T> next(after.call, nullptr);
+      worker.run_head_in(memory, piece.number, again, {&next, following.number});
+    }
+  }
+
+  /// Whether a piece of many queries is asked for while the one before is computed.
+  bool asks_for(const Piece& piece) const noexcept {
+    return std::is_same_v<Sequences, TensorSequences<T>> && piece.sequence >= 0 && !decodes(piece.sequence) &&
+           Worker<T>::small_heads_come_from_memory(problem_of(piece.sequence), elements_);
+  }
+
+  Problem problem_of(Index s) const noexcept {
+    Problem p = call_.problem;
+    p.batch = 1, p.queries = sequences_.queries(s), p.keys = sequences_.keys(s);
+    return p;
   }
 
   void reserve_alone(Index s) {
@@ -254,7 +285,7 @@ class PackedWorker {
   std::span<Evidence<T>> evidence_;
   Workspace& workspace_;
   Index concurrency_;
-  double total_ = 0, shared_cost_ = 0;
+  double total_ = 0, shared_cost_ = 0, elements_ = 0;
   Index shared_ = 0, pieces_ = 0;  // sequences that share the workers, and their pieces
   Index slots_ = 1, slot_bytes_ = 0, order_bytes_ = 0;
 };

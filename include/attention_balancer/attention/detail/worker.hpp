@@ -59,13 +59,13 @@ class Worker {
     run_reshaped(executor);
   }
 
-  /// The same where the evidence has its shape already: that of this call, or that of one with more batch items or keys.
+  /// The same where the evidence has its shape already: that of this call, or of one with more batch items or keys.
   template <class Run>
   void run_reshaped(const Run& executor) {
     if (slots_ > 1) order_chunks();
     const Index whole = heads_ - cut_;
     share(executor, whole + cut_ * chunks_.count, [this, whole](Index item, const Scratch<T>& scratch) {
-      item < whole ? run_head(item, scratch) : run_chunk(item - whole, scratch);
+      item < whole ? run_head(item, scratch, next(item + slots_)) : run_chunk(item - whole, scratch);
     });
     if (partials_kept_ > 0) share(executor, cut_, [this](Index head, const Scratch<T>&) { add_kept(head); });
   }
@@ -82,11 +82,34 @@ class Worker {
 
   Index slot_bytes() const noexcept { return slot_bytes_; }
 
+  /// A head of a call; of none, if there is no worker.
+  struct Head {
+    const Worker* worker = nullptr;
+    Index head = 0;
+  };
+
   /// All of one head, in memory of slot_bytes(). `again`: the last to use it was another head of the same call.
-  void run_head_in(std::byte* memory, Index head, bool again) noexcept {
+  /// `following`: the head that will be computed next, to be asked for; a guess, nothing depends on it.
+  void run_head_in(std::byte* memory, Index head, bool again, const Head& following) noexcept {
     Scratch<T> scratch;
     scratch.carve(memory, call_, whole_strip(), partial_size_, again);
-    run_head(head, scratch);
+    Coming coming;
+    if (following.worker != nullptr) scratch.coming = &coming;
+    run_head(head, scratch, following);
+  }
+
+  /// Asking for the next head keeps tiles apart: it costs 1 % with 512 keys, which take long enough by themselves, and
+  /// 3 to 6 % with 32 where all heads stay in a core's part of the third cache.
+  static bool small_heads_come_from_memory(const Problem& p, double elements) noexcept {
+    return p.keys * (p.dim + p.value_dim) <= (Index(1) << 17) / static_cast<Index>(sizeof(T)) &&
+           elements * sizeof(T) > 0x1p23;
+  }
+
+  /// Numbers that a call reads and writes.
+  static double elements(const Problem& p) noexcept {
+    return static_cast<double>(p.dim + p.value_dim) * static_cast<double>(p.batch) *
+           (static_cast<double>(p.heads) * static_cast<double>(p.queries) +
+            static_cast<double>(p.kv_heads) * static_cast<double>(p.keys));
   }
 
  private:
@@ -111,18 +134,7 @@ class Worker {
     partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
     Scratch<T> sizes;
     slot_bytes_ = sizes.carve(nullptr, call, whole_strip(), partial_size_);
-    ask_for_next_ = call.source.cache == nullptr && small_heads_come_from_memory();
-  }
-
-  /// Asking for the next head keeps tiles apart: it costs 1 % with 512 keys, which take long enough by themselves, and
-  /// 3 to 6 % with 32 where all heads stay in a core's part of the third cache.
-  bool small_heads_come_from_memory() const noexcept {
-    const Problem& p = call_.problem;
-    if (heads_ == 1 || p.keys * (p.dim + p.value_dim) > (Index(1) << 17) / static_cast<Index>(sizeof(T))) return false;
-    const double elements = static_cast<double>(p.dim + p.value_dim) * static_cast<double>(p.batch) *
-                            (static_cast<double>(p.heads) * static_cast<double>(p.queries) +
-                             static_cast<double>(p.kv_heads) * static_cast<double>(p.keys));
-    return elements * sizeof(T) > 0x1p23;
+    ask_for_next_ = heads_ > 1 && call.source.cache == nullptr && small_heads_come_from_memory(p, elements(p));
   }
 
   bool whole_strip() const noexcept { return with_mass_ || is_sparse(call_.normalization); }
@@ -175,46 +187,58 @@ class Worker {
     const Index head = item / chunks_.count, chunk = order_[item % chunks_.count], then = item + slots_;
     const Index whole = heads_ - cut_;
     if (scratch.coming != nullptr)
-      expect(*scratch.coming, whole + then / chunks_.count, order_[then % chunks_.count], item % chunks_.count,
-             whole + std::max(then, item + chunks_.count) / chunks_.count);
+      expect(*scratch.coming, next(whole + then / chunks_.count), order_[then % chunks_.count], item % chunks_.count,
+             next(whole + std::max(then, item + chunks_.count) / chunks_.count));
     attend_chunk(whole + head, chunk, scratch, partials_kept_ > 0 ? kept(head * chunks_.count + chunk) : nullptr);
   }
 
-  void run_head(Index head, const Scratch<T>& scratch) noexcept {
+  void run_head(Index head, const Scratch<T>& scratch, const Head& following) noexcept {
     for (Index c = 0; c < chunks_.count; ++c) {
       if (scratch.coming != nullptr) {
         const bool last = c + 1 == chunks_.count;
-        expect(*scratch.coming, last ? head + slots_ : head, last ? 0 : c + 1, c, head + slots_);
+        expect(*scratch.coming, last ? following : Head{this, head}, last ? 0 : c + 1, c, following);
       }
       attend_chunk(head, c, scratch, evidence_ != nullptr ? scratch.partial : nullptr);
       if (evidence_ != nullptr) add_partial(head, scratch.partial);
     }
   }
 
-  /// While a chunk is computed, the queries and the output of `chunk` of `head` come, which is next, and of the keys
-  /// and values of `keys_of`, the next head of others, one of as many parts as there are chunks.
-  void expect(Coming& coming, Index head, Index chunk, Index part, Index keys_of) const noexcept {
-    const Problem& p = call_.problem;
+  /// A head of this call that comes later, if there is one.
+  Head next(Index head) const noexcept { return head < heads_ ? Head{this, head} : Head{}; }
+
+  /// While a chunk is computed, the queries and the output of `chunk` of `queries` come, which is next, and of the keys
+  /// and values of `keys`, the next head of others, one of as many parts as there are chunks.
+  void expect(Coming& coming, const Head& queries, Index chunk, Index part, const Head& keys) const noexcept {
     coming.clear();
-    auto add = [&](const auto& x, Index batch, Index h, Index begin, Index end) {
-      if (x.data == nullptr || !has_unit_stride<T>(x)) return;
-      coming.add(&x(batch, h, begin, 0), x.length_stride, end - begin, x.dim);
-    };
-    if (head < heads_) {
-      const Index begin = chunks_.begin(chunk, p.queries), end = chunks_.begin(chunk + 1, p.queries);
-      add(call_.q, head / p.heads, head % p.heads, begin, end);
-      add(call_.out, head / p.heads, head % p.heads, begin, end);
-    }
-    const Index group = p.heads / p.kv_heads;
-    if (keys_of < heads_ && (keys_of / group != (keys_of - 1) / group || group == 1)) {
-      const Index begin = p.keys * part / chunks_.count, end = p.keys * (part + 1) / chunks_.count;
-      add(call_.k, keys_of / p.heads, keys_of % p.heads / group, begin, end);
-      add(call_.v, keys_of / p.heads, keys_of % p.heads / group, begin, end);
-    }
+    if (queries.worker != nullptr) queries.worker->add_queries(coming, queries.head, chunk);
+    // Heads that share a key head come one after the other: the first of them asks for it, or the first of a sequence.
+    const Problem& p = call_.problem;
+    if (keys.worker != nullptr && (keys.worker != this || keys.head % (p.heads / p.kv_heads) == 0))
+      keys.worker->add_keys(coming, keys.head, part, chunks_.count);
     constexpr Index rows = tile_rows<block_packs>;
     const Index steps = (p.keys + block_keys - 1) / block_keys;
     const Index blocks = (chunks_.packs / chunks_.count + block_packs - 1) / block_packs;
     coming.within(blocks * (p.keys + steps * p.value_dim) / rows);  // tiles of this chunk
+  }
+
+  void add_queries(Coming& coming, Index head, Index chunk) const noexcept {
+    const Problem& p = call_.problem;
+    const Index begin = chunks_.begin(chunk, p.queries), end = chunks_.begin(chunk + 1, p.queries);
+    add(coming, call_.q, head / p.heads, head % p.heads, begin, end);
+    add(coming, call_.out, head / p.heads, head % p.heads, begin, end);
+  }
+
+  void add_keys(Coming& coming, Index head, Index part, Index parts) const noexcept {
+    const Problem& p = call_.problem;
+    const Index begin = p.keys * part / parts, end = p.keys * (part + 1) / parts, group = p.heads / p.kv_heads;
+    add(coming, call_.k, head / p.heads, head % p.heads / group, begin, end);
+    add(coming, call_.v, head / p.heads, head % p.heads / group, begin, end);
+  }
+
+  template <class View>
+  static void add(Coming& coming, const View& x, Index batch, Index head, Index begin, Index end) noexcept {
+    if (x.data == nullptr || !has_unit_stride<T>(x)) return;
+    coming.add(&x(batch, head, begin, 0), x.length_stride, end - begin, x.dim);
   }
 
   void attend_chunk(Index head, Index chunk, const Scratch<T>& scratch, T* partial) noexcept {

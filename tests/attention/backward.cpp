@@ -325,6 +325,18 @@ TEST_CASE("no keys, no gradients", "[attention][backward]") {
                          ab::gradient(ab::normalize::Sink(logits), dlogits), ab::evidence::LseGradient(dlse));
   CHECK(dq == std::vector<double>(12, 0));
   CHECK(dlogits[0] == 6);  // the lse of a row without keys is the sink's logit
+
+  // Contiguous heads of no keys are 0 apart.
+  const auto rows = ab::bhsd(q.data(), 1, 2, 3, 2);
+  const auto no_rows = ab::bhsd(dq.data(), 1, 2, 0, 2);
+  std::vector<double> of_heads(12, 7);
+  const auto to = ab::bhsd(of_heads.data(), 1, 2, 3, 2);
+  ab::Evidence<double> of_two;
+  ab::attention(rows, no_rows, no_rows, to, ab::observe(of_two));
+  CHECK(of_heads == std::vector<double>(12, 0));
+  of_heads.assign(12, 7);
+  ab::attention_backward(rows, no_rows, no_rows, rows, of_two, rows, to, no_rows, no_rows);
+  CHECK(of_heads == std::vector<double>(12, 0));
 }
 
 TEST_CASE("the backward pass refuses what does not fit before it writes", "[attention][backward][bad input]") {

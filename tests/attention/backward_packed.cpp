@@ -289,3 +289,72 @@ TEST_CASE("the backward pass of packed sequences refuses what does not fit befor
   CHECK_NOTHROW(ab::attention_backward(q, k, k, vout, evidence, dout, vdq, vdk, vdv, packed,
                                        ab::evidence::LseGradient(three)));
 }
+
+TEMPLATE_TEST_CASE("gradients of more small heads than the caches hold are those of each alone", "[backward][packed]",
+                   SCALARS) {
+  using T = TestType;
+  constexpr Index features = 40, value_features = 36;
+  std::vector<std::pair<Index, Index>> sizes;
+  for (Index s = 0; s < 90; ++s) sizes.emplace_back(s == 31 ? 300 : s * 37 % 71, s == 31 ? 500 : s * 29 % 67);
+  const Offsets at(sizes);
+  support::Random random(62);
+  const auto of_queries = [&](Index columns) { return Tensor<T>(Layout::bshd, 1, heads, at.all_queries(), columns); };
+  const auto of_keys = [&](Index columns) { return Tensor<T>(Layout::bhsd, 1, kv_heads, at.all_keys(), columns); };
+  Tensor<T> q = of_queries(features), dq = of_queries(features), out = of_queries(value_features),
+            dout = of_queries(value_features), k = of_keys(features), dk = of_keys(features),
+            v = of_keys(value_features), dv = of_keys(value_features);
+  for (auto* x : {&q, &k, &v, &dout}) x->fill(random, support::Family::uniform, 1);
+  std::vector<ab::Evidence<T>> evidence(sizes.size());
+  const ab::PackedSequences packed(at.queries, at.keys);
+  ab::attention(q.view(), k.view(), v.view(), out.view(), packed, ab::observe(evidence));
+
+  support::Table table;
+  for (const Index threads : {1, 3}) {
+    ab::attention_backward(q.view(), k.view(), v.view(), out.view(), evidence, dout.view(), dq.view(), dk.view(),
+                           dv.view(), packed, Anybody{Anybody::threads, threads});
+    for (Index s = 0; s < at.count(); ++s) {
+      table.begin(std::to_string(threads) + " threads, sequence " + std::to_string(s));
+      const Index q0 = at.query(s), q1 = at.query(s + 1), k0 = at.key(s), k1 = at.key(s + 1);
+      if (q0 == q1) continue;
+      Tensor<T> dq_alone(Layout::bhsd, 1, heads, q1 - q0, features),
+          dk_alone(Layout::bhsd, 1, kv_heads, k1 - k0, features),
+          dv_alone(Layout::bhsd, 1, kv_heads, k1 - k0, value_features);
+      ab::attention_backward(tokens(q.view(), q0, q1), tokens(k.view(), k0, k1), tokens(v.view(), k0, k1),
+                             tokens(out.view(), q0, q1), evidence[static_cast<std::size_t>(s)],
+                             tokens(dout.view(), q0, q1), dq_alone.view(), dk_alone.view(), dv_alone.view());
+      table.expect(support::same_bits(dq_alone.view(), tokens(dq.view(), q0, q1)), "dq");
+      table.expect(support::same_bits(dk_alone.view(), tokens(dk.view(), k0, k1)), "dk");
+      table.expect(support::same_bits(dv_alone.view(), tokens(dv.view(), k0, k1)), "dv");
+    }
+  }
+
+  // As a batch: heads of 48 queries and keys.
+  constexpr Index batch = 60, length = 48;
+  const auto batched = [&](const Tensor<T>& x, Index first) {
+    auto view = tokens(x.view(), first, first + length);
+    view.batch = batch, view.batch_stride = length * view.length_stride;
+    return view;
+  };
+  REQUIRE(at.all_queries() > 2 + batch * length);
+  REQUIRE(at.all_keys() > 1 + batch * length);
+  ab::Evidence<T> all;
+  ab::attention(batched(q, 2), batched(k, 1), batched(v, 1), batched(out, 2), ab::observe(all));
+  ab::attention_backward(batched(q, 2), batched(k, 1), batched(v, 1), batched(out, 2), all, batched(dout, 2),
+                         batched(dq, 2), batched(dk, 1), batched(dv, 1));
+  for (Index b = 0; b < batch; b += 7) {
+    table.begin("item " + std::to_string(b));
+    const auto one = [&](const Tensor<T>& x, Index first) {
+      return tokens(x.view(), first + b * length, first + (b + 1) * length);
+    };
+    Tensor<T> dq_alone(Layout::bhsd, 1, heads, length, features),
+        dk_alone(Layout::bhsd, 1, kv_heads, length, features),
+        dv_alone(Layout::bhsd, 1, kv_heads, length, value_features);
+    const auto lse = ab::bhsd(all.lse(b, 0).data(), 1, heads, 1, length);
+    ab::attention_backward(one(q, 2), one(k, 1), one(v, 1), one(out, 2), lse, one(dout, 2), dq_alone.view(),
+                           dk_alone.view(), dv_alone.view());
+    table.expect(support::same_bits(dq_alone.view(), one(dq, 2)), "dq");
+    table.expect(support::same_bits(dk_alone.view(), one(dk, 1)), "dk");
+    table.expect(support::same_bits(dv_alone.view(), one(dv, 1)), "dv");
+  }
+  table.report();
+}

@@ -279,7 +279,17 @@ class BackwardBlock : BackwardQueries<T, V> {
     if (decoded_)  // the gradients come after the scores
       return score_decoded<T, V>(s_.query_rows, row_stride<T>(p_.dim), count_, k.data, k.stride, keys, p_.dim,
                                  s_.gradients, s_.scores);
-    score_keys<T, V>(s_.queries, k.data, k.stride, keys, p_.dim, s_.scores, nullptr);
+    score_with(s_.queries, k, keys, p_.dim, s_.scores);
+  }
+
+  Far asking() const noexcept { return {.ask = &Coming::ask, .asker = s_.coming}; }
+
+  /// scores [keys, W] = the block's rows times those of `x`. With each tile some of what is computed next is asked for.
+  void score_with(const T* rows, const Rows<T>& x, Index keys, Index dim, T* scores) noexcept {
+    if (s_.coming == nullptr)  // without a question in the way of the tiles
+      score_keys<T, V>(rows, x.data, x.stride, keys, dim, scores, nullptr);
+    else
+      score_keys<T, V>(rows, x.data, x.stride, keys, dim, scores, nullptr, asking());
   }
 
   void pass(const KeyRange& range, const T* weights) noexcept {
@@ -288,7 +298,7 @@ class BackwardBlock : BackwardQueries<T, V> {
     const Rows<T> k = rows_of(call_.forward.k, range, s_.packed_keys),
                   v = rows_of(call_.forward.v, range, s_.packed_values);
     score(k, keys);
-    score_keys<T, V>(s_.outputs, v.data, v.stride, keys, p_.value_dim, s_.gradients, nullptr);
+    score_with(s_.outputs, v, keys, p_.value_dim, s_.gradients);
 
     ScoreGradients<T> x = block_of(range, weights);
     for (Index m = 0; m < call_.modifiers; ++m) {
@@ -305,7 +315,10 @@ class BackwardBlock : BackwardQueries<T, V> {
     derive(x);
     if (guard_) return add_guarded(range, k);
 
-    add_values<T, V>(s_.gradients, k.data, k.stride, keys, p_.dim, s_.dq, Onto::output, nullptr);
+    if (s_.coming == nullptr)
+      add_values<T, V>(s_.gradients, k.data, k.stride, keys, p_.dim, s_.dq, Onto::output, nullptr);
+    else
+      add_values<T, V>(s_.gradients, k.data, k.stride, keys, p_.dim, s_.dq, Onto::output, nullptr, asking());
     pending_ = true;
   }
 

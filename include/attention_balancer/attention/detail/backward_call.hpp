@@ -60,6 +60,7 @@ struct BackwardScratch {
   T **by_row, **by_key, **none;    // per modifier: where its parameter's gradient is summed, for the stage
   T* partial;                      // a chunk's dk [Nk, D padded] and dv [Nk, Dv padded]
   Index together, most_ranges;
+  Coming* coming = nullptr;  // the rows of what is computed next, if those lie far away
 
   Index carve(std::byte* memory, const Problem& p, bool whole_strip, Index modifiers, Index partial_size) noexcept {
     Index used = 0;

@@ -29,7 +29,10 @@ class PackedBackward {
     for (Index m = 0; m < call.modifiers; ++m)
       if (const TensorView<T>& target = call.targets[m]; target.data != nullptr && target.length > 1)
         in_turn_ = in_turn_ || (target.batch == 1 && count > 1);
-    for (Index s = 0; s < count; ++s) total_ += cost(s);
+    for (Index s = 0; s < count; ++s) {
+      total_ += cost(s);
+      elements_ += BackwardWorker<T>::elements(problem_of(s));
+    }
     Index alone_bytes = 0, slot_bytes = 0;
     for (Index s = 0; s < count; ++s) {
       const BackwardCall<T> one = call_of(s);
@@ -74,10 +77,8 @@ class PackedBackward {
     std::atomic<Index> next{0};
     if (shared_ > 0)
       executor.for_each(slots_, [&](Index slot) {
-        for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < shared_ * groups_;) {
-          const BackwardCall<T> one = call_of(order[item / groups_]);
-          worker_of(one, 1).run_group_in(memory + slot * slot_bytes_, item % groups_);
-        }
+        for (Index item; (item = next.fetch_add(1, std::memory_order_relaxed)) < shared_ * groups_;)
+          run_group(order, item, memory + slot * slot_bytes_);
       });
     for (Index s = 0; s < count; ++s) {
       const BackwardCall<T> one = call_of(s);
@@ -98,6 +99,25 @@ class PackedBackward {
                                                 total_ * static_cast<double>(call_.forward.problem.kv_heads));
   }
 
+  /// Group `item` of the sequences that share the workers, in order.
+  void run_group(const Index* order, Index item, std::byte* memory) const {
+    const BackwardCall<T> one = call_of(order[item / groups_]);
+    BackwardWorker<T> worker = worker_of(one, 1);
+    const Index then = item + slots_;
+    if (then >= shared_ * groups_ || worker.in_turn() ||
+        !Worker<T>::small_heads_come_from_memory(problem_of(order[then / groups_]), elements_))
+      return worker.run_group_in(memory, item % groups_, {});
+    const BackwardCall<T> after = call_of(order[then / groups_]);
+    const BackwardWorker<T> next = worker_of(after, 1);
+    worker.run_group_in(memory, item % groups_, {&next, then % groups_});
+  }
+
+  Problem problem_of(Index s) const noexcept {
+    Problem p = call_.forward.problem;
+    p.batch = 1, p.queries = sequences_.queries(s), p.keys = sequences_.keys(s);
+    return p;
+  }
+
   BackwardWorker<T> worker_of(const BackwardCall<T>& one, Index concurrency) const {
     return {one, sums_, concurrency, sequences_.key_begin(one.forward.first_batch) - sequences_.key_begin(0)};
   }
@@ -105,8 +125,7 @@ class PackedBackward {
   BackwardCall<T> call_of(Index s) const noexcept {
     BackwardCall<T> one = call_;
     Call<T>& forward = one.forward;
-    forward.problem.batch = 1;
-    forward.problem.queries = sequences_.queries(s), forward.problem.keys = sequences_.keys(s);
+    forward.problem = problem_of(s);
     forward.first_batch = s;
     auto take = [](auto& x, Index begin, Index length) {
       if (x.data != nullptr) x.data += begin * x.length_stride;
@@ -133,7 +152,7 @@ class PackedBackward {
   Index concurrency_;
   ParameterSums<T> sums_;
   bool in_turn_ = false;
-  double total_ = 0;
+  double total_ = 0, elements_ = 0;
   Index groups_ = 1, shared_ = 0, slots_ = 1, slot_bytes_ = 0, order_at_ = 0, sums_at_ = 0, bytes_ = 0;
 };
 

@@ -90,12 +90,23 @@ class BackwardWorker {
     bytes_ = count.bytes();
   }
 
+  /// Numbers that a call reads and writes, of every tensor and its gradient.
+  static double elements(const Problem& p) noexcept { return 2 * Worker<T>::elements(p); }
+
+  /// A group of a call; of none, if there is no worker.
+  struct Group {
+    const BackwardWorker* worker = nullptr;
+    Index group = 0;
+  };
+
   /// Of memory for run, and for run_group.
   Index bytes() const noexcept { return bytes_; }
   Index slot_bytes() const noexcept { return slot_bytes_; }
 
   /// Batch items and key heads that can run beside each other.
   Index groups() const noexcept { return groups_; }
+  /// Whether there are more of them than groups.
+  bool in_turn() const noexcept { return batch_in_turn_ || heads_in_turn_; }
 
   /// All of the call; `sums` have begun.
   template <class Run>
@@ -104,7 +115,7 @@ class BackwardWorker {
     partials_memory_ = reinterpret_cast<T*>(memory + partials_at_);
     share(executor, by_chunk_ ? groups_ * chunks_.count : groups_,
           [this](Index item, const BackwardScratch<T>& scratch) {
-            by_chunk_ ? run_chunk(item, scratch) : run_group(item, scratch);
+            by_chunk_ ? run_chunk(item, scratch) : run_group(item, scratch, next(item + slots_));
           });
     if (by_chunk_)
       share(executor, p_.batch * p_.kv_heads, [this](Index head, const BackwardScratch<T>&) {
@@ -113,11 +124,12 @@ class BackwardWorker {
       });
   }
 
-  /// One group, in memory of slot_bytes(), of a worker made for a concurrency of 1.
-  void run_group_in(std::byte* memory, Index group) noexcept {
+  /// One group, in memory of slot_bytes(), of a worker made for a concurrency of 1. `following`: the group that will be
+  /// computed next, to be asked for; a guess, nothing depends on it.
+  void run_group_in(std::byte* memory, Index group, const Group& following) noexcept {
     BackwardScratch<T> scratch;
     carve(scratch, memory);
-    run_group(group, scratch);
+    run_group(group, scratch, following);
   }
 
   /// After all groups have run.
@@ -154,24 +166,28 @@ class BackwardWorker {
     const Index chunk = item % chunks_.count;
     for_each_head(item / chunks_.count, [&](Index b, Index kv) {
       attend_chunk(b, kv, chunk, keys_finite(b, kv), scratch,
-                   partials_memory_ + ((b * p_.kv_heads + kv) * chunks_.count + chunk) * partial_size_);
+                   partials_memory_ + ((b * p_.kv_heads + kv) * chunks_.count + chunk) * partial_size_, {});
     });
   }
 
-  void run_group(Index group, const BackwardScratch<T>& scratch) noexcept {
+  void run_group(Index group, BackwardScratch<T> scratch, const Group& following) noexcept {
+    Coming coming;
+    if (following.worker != nullptr) scratch.coming = &coming;
     for_each_head(group, [&](Index b, Index kv) {
       const bool finite = keys_finite(b, kv);
       for (Index c = 0; c < chunks_.count; ++c) {
-        attend_chunk(b, kv, c, finite, scratch, scratch.partial);
+        attend_chunk(b, kv, c, finite, scratch, scratch.partial, following);
         add_partial(b * p_.kv_heads + kv, c, scratch.partial);
       }
     });
   }
 
-  void attend_chunk(Index b, Index kv, Index chunk, bool finite, const BackwardScratch<T>& scratch,
-                    T* partial) noexcept {
+  void attend_chunk(Index b, Index kv, Index chunk, bool finite, const BackwardScratch<T>& scratch, T* partial,
+                    const Group& following) noexcept {
     std::fill_n(partial, partial_size_, T(0));
     for (Index h = kv * group_; h < (kv + 1) * group_; ++h) {
+      if (following.worker != nullptr)
+        expect(*scratch.coming, b * p_.kv_heads + kv, chunk * group_ + h % group_, following);
       const Index item = call_.forward.first_batch + b, first_key = first_key_ + b * p_.keys;
       const BackwardSums<T> sums{partial, partial + Scratch<T>::padded(p_.keys * key_stride_),
                                  sums_.by_key(first_key, p_.keys, h, chunk), sums_.numbers(item, h, chunk)};
@@ -179,6 +195,46 @@ class BackwardWorker {
       attend_queries_backward(call_, b, h, chunks_.begin(chunk, p_.queries), chunks_.begin(chunk + 1, p_.queries),
                               finite, scratch, sums);
     }
+  }
+
+  /// The group of this call that a worker takes next, if it is to be asked for.
+  Group next(Index group) const noexcept {
+    const bool asks = Worker<T>::small_heads_come_from_memory(p_, elements(p_));
+    return asks && group < groups_ && !in_turn() ? Group{this, group} : Group{};
+  }
+
+  /// While a piece of a group is computed, one query head's part of a chunk, the rows of the next one come, and of the
+  /// keys and values of the following group one of as many parts as there are pieces.
+  void expect(Coming& coming, Index group, Index piece, const Group& following) const noexcept {
+    const Index pieces = chunks_.count * group_;
+    coming.clear();
+    if (piece + 1 < pieces)
+      add_queries(coming, group, piece + 1);
+    else
+      following.worker->add_queries(coming, following.group, 0);
+    following.worker->add_keys(coming, following.group, piece, pieces);
+    constexpr Index rows = tile_rows<block_packs>;
+    const Index steps = (p_.keys + block_keys - 1) / block_keys;
+    const Index blocks = (chunks_.packs / chunks_.count + block_packs - 1) / block_packs;
+    coming.within(blocks * (2 * p_.keys + steps * p_.dim) / rows);  // tiles of this piece
+  }
+
+  void add_queries(Coming& coming, Index group, Index piece) const noexcept {
+    const Index b = group / p_.kv_heads, h = group % p_.kv_heads * group_ + piece % group_, chunk = piece / group_;
+    const Index begin = chunks_.begin(chunk, p_.queries), end = chunks_.begin(chunk + 1, p_.queries);
+    coming.add(call_.forward.q, b, h, begin, end);
+    coming.add(call_.dout, b, h, begin, end);
+    coming.add(call_.out, b, h, begin, end);
+    coming.add(call_.dq, b, h, begin, end);
+  }
+
+  void add_keys(Coming& coming, Index group, Index part, Index parts) const noexcept {
+    const Index b = group / p_.kv_heads, kv = group % p_.kv_heads;
+    const Index begin = p_.keys * part / parts, end = p_.keys * (part + 1) / parts;
+    coming.add(call_.forward.k, b, kv, begin, end);
+    coming.add(call_.forward.v, b, kv, begin, end);
+    coming.add(call_.dk, b, kv, begin, end);
+    coming.add(call_.dv, b, kv, begin, end);
   }
 
   bool keys_finite(Index b, Index kv) const noexcept {

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "attention_balancer/core/types.hpp"
 #include "attention_balancer/simd/pack.hpp"
+#include "attention_balancer/tensor/tensor_view.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
@@ -16,14 +16,14 @@ class Coming {
  public:
   void clear() noexcept { *this = {}; }
 
-  /// Rows of `dim` elements side by side.
+  /// The rows [begin, end) of a head, if their elements lie side by side; of `most` tensors.
   template <class X>
-  void add(X* rows, Index stride, Index count, Index dim) noexcept {
+  void add(const TensorView<X>& x, Index batch, Index head, Index begin, Index end) noexcept {
     constexpr Index size = static_cast<Index>(sizeof(X));
-    if (count == 0) return;
-    const Index step = count > 1 ? stride * size : 0;  // that of a single row may be any number
-    part_[parts_++] = {reinterpret_cast<const char*>(rows), step, count, dim * size};
-    rows_ += count;
+    if (x.data == nullptr || begin == end || (x.dim_stride != 1 && x.dim > 1)) return;
+    const Index step = end - begin > 1 ? x.length_stride * size : 0;  // that of a single row may be any number
+    part_[parts_++] = {reinterpret_cast<const char*>(&x(batch, head, begin, 0)), step, end - begin, x.dim * size};
+    rows_ += end - begin;
   }
 
   /// All of it is asked for within so many calls of ask, as many rows each time.
@@ -53,7 +53,8 @@ class Coming {
     const char* at;
     Index stride, count, bytes;
   };
-  Part part_[4] = {};
+  static constexpr Index most = 8;
+  Part part_[most] = {};
   Index parts_ = 0, next_ = 0, rows_ = 0, pace_ = 0;
 };
 

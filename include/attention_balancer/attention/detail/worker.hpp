@@ -224,21 +224,15 @@ class Worker {
   void add_queries(Coming& coming, Index head, Index chunk) const noexcept {
     const Problem& p = call_.problem;
     const Index begin = chunks_.begin(chunk, p.queries), end = chunks_.begin(chunk + 1, p.queries);
-    add(coming, call_.q, head / p.heads, head % p.heads, begin, end);
-    add(coming, call_.out, head / p.heads, head % p.heads, begin, end);
+    coming.add(call_.q, head / p.heads, head % p.heads, begin, end);
+    coming.add(call_.out, head / p.heads, head % p.heads, begin, end);
   }
 
   void add_keys(Coming& coming, Index head, Index part, Index parts) const noexcept {
     const Problem& p = call_.problem;
     const Index begin = p.keys * part / parts, end = p.keys * (part + 1) / parts, group = p.heads / p.kv_heads;
-    add(coming, call_.k, head / p.heads, head % p.heads / group, begin, end);
-    add(coming, call_.v, head / p.heads, head % p.heads / group, begin, end);
-  }
-
-  template <class View>
-  static void add(Coming& coming, const View& x, Index batch, Index head, Index begin, Index end) noexcept {
-    if (x.data == nullptr || !has_unit_stride<T>(x)) return;
-    coming.add(&x(batch, head, begin, 0), x.length_stride, end - begin, x.dim);
+    coming.add(call_.k, head / p.heads, head % p.heads / group, begin, end);
+    coming.add(call_.v, head / p.heads, head % p.heads / group, begin, end);
   }
 
   void attend_chunk(Index head, Index chunk, const Scratch<T>& scratch, T* partial) noexcept {

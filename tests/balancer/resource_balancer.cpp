@@ -6,6 +6,7 @@
 #include <sstream>
 #include <vector>
 
+#include "attention_balancer/allocate/euclidean.hpp"
 #include "attention_balancer/balancer/hedge.hpp"
 #include "support/catch.hpp"
 
@@ -367,6 +368,27 @@ TEST_CASE("a balancer that cannot work is not made") {
   using Bounded = ab::ResourceBalancer<float, ab::allocate::Bounded<float>>;
   CHECK_THROWS_AS(Bounded(4, {.floor = 0.3f}), ab::BudgetError);
   CHECK_THROWS_AS(ab::ResourceBalancer(4, ab::allocate::Proportional{}, ab::feedback::Leaky{2.0f}), ab::InputError);
+}
+
+// Nothing may be read behind their end, nor where there are none, to find that they are too few.
+TEST_CASE("bounds and masks of another number of items are refused before they are read") {
+  namespace allocate = ab::allocate;
+  const auto refuses = [](auto allocation, const std::string& message) {
+    using Balancer = ab::ResourceBalancer<float, decltype(allocation)>;
+    CHECK_THROWS_AS(Balancer(4, allocation), ab::ShapeError);
+    CHECK_THROWS_WITH(Balancer(4, allocation), ContainsSubstring(message));
+  };
+  const std::vector<float> none, three(3, 0.25f), five(5, 0.25f);
+  const std::vector<char> nobody, two(2, 1);
+  refuses(allocate::Bounded<float>{.floor = none}, "Bounded floor size is 0");
+  refuses(allocate::Bounded<float>{.cap = three}, "Bounded cap size is 3");
+  refuses(allocate::Bounded<float>{.eligible = nobody}, "Bounded eligible size is 0");
+  refuses(allocate::Tempered<float>{.floor = five}, "Tempered floor size is 5");
+  refuses(allocate::AlphaFair<float>{.cap = none}, "AlphaFair cap size is 0");
+  refuses(allocate::Euclidean<float>{.cap = none}, "Euclidean cap size is 0");
+  refuses(allocate::Sparsemax{two}, "Sparsemax eligible size is 2");
+  refuses(allocate::Entmax15{nobody}, "Entmax15 eligible size is 0");
+  refuses(allocate::Entmax<float>{.eligible = nobody}, "Entmax eligible size is 0");
 }
 
 TEST_CASE("the scalar is that of the policies") {

@@ -40,7 +40,9 @@ concept Allocation = Scalar<T> && requires(const Policy& policy, std::span<const
   policy(saliency, shares);
 };
 
-/// An allocation that can tell the limits of an item: `policy.limits(i)`. Integers and explanations need it.
+/// An allocation that can tell the limits of an item: `policy.limits(i)`. Integers and explanations need it. If they
+/// are borrowed, one per item, it has `policy.check_items(n)` too, which throws ShapeError unless there are n of them:
+/// a balancer calls it before it asks for any.
 template <class Policy, class T>
 concept Limiting = requires(const Policy& policy, Index item) {
   { policy.limits(item) } -> std::convertible_to<Limits<T>>;

@@ -147,6 +147,12 @@ struct UnboundedLimits {
   }
 };
 
+/// Throws ShapeError unless a mask has n entries.
+template <class = void>
+void check_mask_size(const char* name, const allocate::Eligible& eligible, std::size_t n) {
+  if (eligible.given()) check_size(std::string(name) + " eligible", eligible.size(), "saliency", n);
+}
+
 /// Entmax of a fixed alpha: alpha = 1 + 1 / power.
 template <class Policy>
 struct FixedEntmax {
@@ -165,6 +171,9 @@ struct FixedEntmax {
   void of_logits(std::span<const double> logits, std::span<double> shares) const {
     entmax_of_logits(Policy::name, self().eligible, Policy::alpha, logits, shares);
   }
+
+  /// Throws ShapeError unless a mask has n entries.
+  void check_items(std::size_t n) const { check_mask_size(Policy::name, self().eligible, n); }
 
   /// The limits of item i: none, but for the mask.
   UnboundedLimits limits(Index item) const { return {self().eligible[static_cast<std::size_t>(item)]}; }
@@ -202,6 +211,9 @@ struct Euclidean {
     detail::check_finite("value", values);
     detail::project_onto<T>({"Euclidean", floor, cap, eligible}, values, shares);
   }
+
+  /// Throws ShapeError unless bounds and mask of one entry per item have n.
+  void check_items(std::size_t n) const { detail::check_box_size<T>({"Euclidean", floor, cap, eligible}, n); }
 
   /// The limits of item i; {0, 0, false} if it is masked.
   Limits<T> limits(Index item) const { return Bounded<T>{floor, cap, eligible}.limits(item); }
@@ -261,6 +273,9 @@ struct Entmax {
     if (!(alpha >= T(1)) || !std::isfinite(alpha))
       detail::fail<InputError>("Entmax alpha", detail::number(alpha), "be finite and at least 1");
   }
+
+  /// Throws ShapeError unless a mask has n entries.
+  void check_items(std::size_t n) const { detail::check_mask_size("Entmax", eligible, n); }
 
   /// The limits of item i: none, but for the mask.
   Limits<T> limits(Index item) const { return detail::UnboundedLimits{eligible[static_cast<std::size_t>(item)]}; }

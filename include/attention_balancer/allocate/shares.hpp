@@ -137,6 +137,9 @@ struct Bounded {
     detail::share_within<T>({"Bounded", floor, cap, eligible}, 1, saliency, shares);
   }
 
+  /// Throws ShapeError unless bounds and mask of one entry per item have n.
+  void check_items(std::size_t n) const { detail::check_box_size<T>({"Bounded", floor, cap, eligible}, n); }
+
   /// The limits of item i; {0, 0, false} if it is masked.
   Limits<T> limits(Index item) const {
     const auto i = static_cast<std::size_t>(item);
@@ -177,6 +180,9 @@ struct Tempered {
       detail::fail<InputError>("Tempered temperature", detail::number(temperature), "be above 0");
   }
 
+  /// Throws ShapeError unless bounds and mask of one entry per item have n.
+  void check_items(std::size_t n) const { detail::check_box_size<T>({"Tempered", floor, cap, eligible}, n); }
+
   /// The limits of item i; {0, 0, false} if it is masked.
   Limits<T> limits(Index item) const { return Bounded<T>{floor, cap, eligible}.limits(item); }
 };
@@ -210,6 +216,9 @@ struct AlphaFair {
   void validate() const {
     if (!(alpha > T(0))) detail::fail<InputError>("AlphaFair alpha", detail::number(alpha), "be above 0");
   }
+
+  /// Throws ShapeError unless bounds and mask of one entry per item have n.
+  void check_items(std::size_t n) const { detail::check_box_size<T>({"AlphaFair", floor, cap, eligible}, n); }
 
   /// The limits of item i; {0, 0, false} if it is masked.
   Limits<T> limits(Index item) const { return Bounded<T>{floor, cap, eligible}.limits(item); }

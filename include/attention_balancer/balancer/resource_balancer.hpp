@@ -235,6 +235,7 @@ class ResourceBalancer {
 
   /// Fills the shares from a state, through the weights that the allocation sees; may throw.
   void share_out(const std::vector<T>& state, std::vector<T>& weights, std::vector<T>& shares) const {
+    if constexpr (requires { allocate_.check_items(state.size()); }) allocate_.check_items(state.size());
     // Relative to the largest that can get a share: beside a masked giant the others would all round to 0.
     double largest = -std::numeric_limits<double>::infinity();
     for (std::size_t i = 0; i < state.size(); ++i)

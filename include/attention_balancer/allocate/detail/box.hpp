@@ -48,12 +48,18 @@ template <Scalar T>
                     std::string(must) + " the total 1: the " + item_of(bound, worst) + " is " + number(value));
 }
 
-/// Throws unless n items can share 1 within the box. Returns how many of them are eligible.
+/// Throws ShapeError unless what the box borrows has n entries.
 template <Scalar T>
-std::size_t check_box(const Box<T>& box, std::size_t n) {
+void check_box_size(const Box<T>& box, std::size_t n) {
   if (box.floor.per_item()) check_size(box.text("floor"), box.floor.size(), "saliency", n);
   if (box.cap.per_item()) check_size(box.text("cap"), box.cap.size(), "saliency", n);
   if (box.eligible.given()) check_size(box.text("eligible"), box.eligible.size(), "saliency", n);
+}
+
+/// Throws unless n items can share 1 within the box. Returns how many of them are eligible.
+template <Scalar T>
+std::size_t check_box(const Box<T>& box, std::size_t n) {
+  check_box_size(box, n);
   Sum floors, caps;
   std::size_t m = 0, highest_floor = 0, lowest_cap = 0;
   for (std::size_t i = 0; i < n; ++i) {

@@ -107,6 +107,13 @@ TEST_CASE("sizes and strides that overflow", "[bad input]") {
     call.q.batch_stride = 0;
     call.evidence_refuses<ab::ShapeError>("q.");
   }
+  SECTION("elements of contiguous memory") {  // evaluated by the compiler, which refuses what is undefined
+    static constexpr auto q = ab::bhsd<const float>(nullptr, 1, 2, Index(1) << 61, 4);
+    static constexpr auto k = ab::bshd<const float>(nullptr, 1, Index(1) << 61, 2, 4);
+    static_assert(q.length == k.length);
+    call.q.length = q.length;
+    call.evidence_refuses<ab::ShapeError>("q.length is 2305843009213693952");
+  }
   SECTION("addresses") {
     for (const Index stride : {most, most / 2, -most, -most / 3, std::numeric_limits<Index>::min()}) {
       Call spoiled;

@@ -21,7 +21,7 @@ namespace execute {
 template <class T>
 constexpr TensorView<T> rows(T* data, Index tokens, Index width, Index stride = -1) noexcept {
   const Index step = stride < 0 ? width : stride;
-  return {data, 1, 1, tokens, width, tokens * step, step, step, 1};
+  return {data, 1, 1, tokens, width, attention_balancer::detail::wrapping_product(tokens, step), step, step, 1};
 }
 
 }  // namespace execute

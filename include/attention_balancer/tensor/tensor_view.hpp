@@ -1,4 +1,6 @@
 #pragma once
+#include <concepts>
+#include <cstddef>
 #include <type_traits>
 
 #include "attention_balancer/core/types.hpp"
@@ -31,17 +33,29 @@ struct TensorView {
   }
 };
 
+namespace detail {
+
+/// A product that wraps where it overflows: no error in a maker of views, and refused by the call that takes the view.
+template <std::same_as<Index>... N>
+constexpr Index wrapping_product(N... factors) noexcept {
+  return static_cast<Index>((std::size_t(1) * ... * static_cast<std::size_t>(factors)));
+}
+
+}  // namespace detail
+
 /// View of contiguous memory laid out [batch, heads, length, dim]. Borrows `data`.
 template <class T>
 constexpr TensorView<T> bhsd(T* data, Index batch, Index heads, Index length, Index dim) noexcept {
-  return {data, batch, heads, length, dim, heads * length * dim, length * dim, dim, 1};
+  return {data, batch, heads, length, dim, detail::wrapping_product(heads, length, dim),
+          detail::wrapping_product(length, dim), dim, 1};
 }
 
 /// View of contiguous memory laid out [batch, length, heads, dim], as a projection of token rows leaves it.
 /// The arguments follow the memory. Borrows `data`.
 template <class T>
 constexpr TensorView<T> bshd(T* data, Index batch, Index length, Index heads, Index dim) noexcept {
-  return {data, batch, heads, length, dim, length * heads * dim, dim, heads * dim, 1};
+  return {data, batch, heads, length, dim, detail::wrapping_product(length, heads, dim), dim,
+          detail::wrapping_product(heads, dim), 1};
 }
 
 }  // namespace attention_balancer

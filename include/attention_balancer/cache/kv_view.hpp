@@ -2,6 +2,8 @@
 // Keys and values where they lie: in one piece for each sequence, or in the pages that a table names.
 
 #include <algorithm>
+#include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -24,6 +26,10 @@ class IntegerSpan {
       : wide_(x.data()), size_(static_cast<Index>(x.size())), given_(true) {}
   IntegerSpan(std::span<const std::int32_t> x) noexcept
       : narrow_(x.data()), size_(static_cast<Index>(x.size())), given_(true) {}
+  template <std::same_as<Index> N, std::size_t E>
+  IntegerSpan(std::span<N, E> x) noexcept : IntegerSpan(std::span<const Index>(x)) {}
+  template <std::same_as<std::int32_t> N, std::size_t E>
+  IntegerSpan(std::span<N, E> x) noexcept : IntegerSpan(std::span<const std::int32_t>(x)) {}
   IntegerSpan(const std::vector<Index>& x) noexcept : IntegerSpan(std::span<const Index>(x)) {}
   IntegerSpan(const std::vector<std::int32_t>& x) noexcept : IntegerSpan(std::span<const std::int32_t>(x)) {}
   template <detail::OwningTemporary R>

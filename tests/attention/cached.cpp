@@ -290,12 +290,24 @@ TEST_CASE("a cache says what is wrong", "[attention][cache]") {
   CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 3, long_seq)), ab::ShapeError);
   CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 3, negative)), ab::ShapeError);
   CHECK_THROWS_AS(attend(ab::paged(view.keys, view.values, table, 2, view.lengths)), ab::ShapeError);
+  // Tables and lengths that the caller may write, of a fixed number or not.
+  std::int32_t blocks[] = {0, 1, 2};
+  Index tokens[] = {1};
+  CHECK_NOTHROW(attend(ab::paged(view.keys, view.values, std::span(blocks), 3, std::span(tokens))));
+  view.lengths = std::span<Index>(tokens);
+  CHECK_NOTHROW(attend(view));
   // A table without a page is a table: of sequences that have no tokens yet.
   const std::vector<std::int32_t> no_table, no_tokens{0, 0};
   Tensor<float> two_q(Layout::bhsd, 2, 2, 1, 4), two_out(Layout::bhsd, 2, 2, 1, 4);
   const ab::TensorView<const float> one_page = part(view.keys, 0, 0, view.keys.length);
   ab::attention(two_q.view(), ab::paged(one_page, one_page, no_table, 0, no_tokens), two_out.view());
   CHECK(two_out(1, 1, 0, 3) == 0);
+  // Messages name the cache: there is no k, and its views count pages.
+  CHECK_THROWS_WITH(ab::attention(two_q.view(), view, two_out.view()),
+                    "cache.batch is 1, but must equal q.batch = 2");
+  ab::TensorView<float> narrow = out.view();
+  narrow.dim = 3;
+  CHECK_THROWS_WITH(ab::attention(in.q.view(), view, narrow), "out.dim is 3, but must equal cache.values.dim = 4");
   // An output in the memory of the pool.
   const ab::TensorView<float> inside = ab::bhsd(const_cast<float*>(view.keys.data), 1, 2, 1, 4);
   CHECK_THROWS_AS(ab::attention(in.q.view(), view, inside), ab::ShapeError);

@@ -121,7 +121,7 @@ void check_and_run_backward(const TensorView<const T>& q, const TensorView<const
   const auto lq = layout("q", q), lk = layout("k", k), lv = layout("v", v), lo = layout("out", out);
   Problem problem = check_queries_and_keys(lq, lk);
   check_values(problem, lv);
-  check_output_sizes(problem, lo);
+  check_output_sizes(problem, lv, lo);
   check_layout(lo);
   require_shape(layout("dout", dout), lo);
   require_shape(layout("dq", dq), lq);

@@ -30,7 +30,9 @@ Problem check_cached(const Layout& q, const KvView<Stored>& x, const Layout* out
     if (longest > 0 && one->address == 0)
       fail<ShapeError>(std::string(one->name) + ".data", "null", "point to its elements");
   }
-  Problem problem = check_queries_and_keys(q, k);
+  Layout tensor = k;
+  tensor.name = "cache";  // in messages: the view has other sizes, its pages
+  Problem problem = check_queries_and_keys(q, tensor);
   if (out == nullptr) return problem;
   check_values_and_output(problem, q, k, v, *out);
   for (const Layout& input : inputs)

@@ -36,7 +36,6 @@ template <Scalar T>
 void check_merge(const TensorView<const T>& o1, const TensorView<const T>& o2, const TensorView<T>& out) {
   const Layout first = layout("first output", o1), second = layout("second output", o2),
                merged = layout("out", out);
-  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
   for (int a = 0; a < 4; ++a) {
     require_equal((std::string(second.name) + axes[a]).c_str(), second.sizes[a], "the first output's",
                   first.sizes[a]);

@@ -138,7 +138,6 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 /// A view [batch or 1, heads or 1, queries or 1, keys or 1]. Throws ShapeError.
 inline void check_broadcast(const Layout& view, const Problem& problem) {
-  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
   const Index expected[] = {problem.batch, problem.heads, problem.queries, problem.keys};
   for (int a = 0; a < 4; ++a)
     if (view.sizes[a] != 1 && view.sizes[a] != expected[a])

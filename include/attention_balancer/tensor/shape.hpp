@@ -59,10 +59,11 @@ struct Extent {
   Index low, high;
 };
 
+inline constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
+
 /// Checks sizes, null data and address arithmetic. Throws ShapeError.
 template <class = void>
 Extent check_layout(const Layout& x) {
-  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
   constexpr Index most = std::numeric_limits<Index>::max() / 4;
   Index elements = 1;
   Extent extent{0, x.element_size};
@@ -146,6 +147,14 @@ void require_equal(const char* what, Index was, const char* other, Index expecte
     fail<ShapeError>(what, was, std::string("equal ") + other + " = " + std::to_string(expected));
 }
 
+/// The same of an axis of two views. The names are made only of what is wrong: a string may allocate.
+template <class = void>
+void require_same(const Layout& x, const Layout& other, int axis) {
+  if (x.sizes[axis] != other.sizes[axis])
+    require_equal((std::string(x.name) + axes[axis]).c_str(), x.sizes[axis],
+                  (std::string(other.name) + axes[axis]).c_str(), other.sizes[axis]);
+}
+
 template <class = void>
 void require_at_least_one(const char* what, Index was) {
   if (was < 1) fail<ShapeError>(what, was, "be at least 1");
@@ -168,11 +177,12 @@ Problem check_queries_and_keys(const Layout& q, const Layout& k) {
   require_at_least_one("q.heads", q.sizes[1]);
   require_at_least_one("q.length", q.sizes[2]);
   require_at_least_one("q.dim", q.sizes[3]);
-  require_equal("k.batch", k.sizes[0], "q.batch", q.sizes[0]);
+  require_same(k, q, 0);
   require_at_least_one("k.heads", k.sizes[1]);
   if (q.sizes[1] % k.sizes[1] != 0)
-    fail<ShapeError>("q.heads", q.sizes[1], "be a multiple of k.heads = " + std::to_string(k.sizes[1]));
-  require_equal("k.dim", k.sizes[3], "q.dim", q.sizes[3]);
+    fail<ShapeError>("q.heads", q.sizes[1],
+                     std::string("be a multiple of ") + k.name + ".heads = " + std::to_string(k.sizes[1]));
+  require_same(k, q, 3);
   // Broadcast views can claim any size; scratch memory and evidence must be able to count its bytes.
   require_addressable("q.dim", 1, q.sizes[3]);
   require_addressable("q.length", q.sizes[0] * q.sizes[1], q.sizes[2]);
@@ -195,11 +205,11 @@ Extent check_values(Problem& problem, const Layout& v) {
 
 /// The output's sizes. Throws ShapeError.
 template <class = void>
-void check_output_sizes(const Problem& problem, const Layout& out) {
+void check_output_sizes(const Problem& problem, const Layout& v, const Layout& out) {
   require_equal("out.batch", out.sizes[0], "q.batch", problem.batch);
   require_equal("out.heads", out.sizes[1], "q.heads", problem.heads);
   require_equal("out.length", out.sizes[2], "q.length", problem.queries);
-  require_equal("out.dim", out.sizes[3], "v.dim", problem.value_dim);
+  require_same(out, v, 3);
 }
 
 /// Adds v and out to a checked problem. Throws ShapeError.
@@ -207,7 +217,7 @@ template <class = void>
 void check_values_and_output(Problem& problem, const Layout& q, const Layout& k, const Layout& v,
                                     const Layout& out) {
   const Extent output_extent = check_layout(out), value_extent = check_values(problem, v);
-  check_output_sizes(problem, out);
+  check_output_sizes(problem, v, out);
   check_no_self_overlap(out);
   const std::pair<const Layout*, Extent> inputs[] = {{&q, check_layout(q)}, {&k, check_layout(k)}, {&v, value_extent}};
   for (const auto& [input, extent] : inputs)
@@ -218,11 +228,7 @@ void check_values_and_output(Problem& problem, const Layout& q, const Layout& k,
 /// A tensor with the sizes of another. Throws ShapeError.
 template <class = void>
 void require_shape(const Layout& x, const Layout& like) {
-  static constexpr const char* axes[] = {".batch", ".heads", ".length", ".dim"};
-  for (int a = 0; a < 4; ++a)
-    if (x.sizes[a] != like.sizes[a])  // only then: a string may allocate
-      require_equal((std::string(x.name) + axes[a]).c_str(), x.sizes[a], (std::string(like.name) + axes[a]).c_str(),
-                    like.sizes[a]);
+  for (int a = 0; a < 4; ++a) require_same(x, like, a);
   check_layout(x);
 }
 

@@ -35,20 +35,12 @@ runs_here() {
   esac
 }
 
-passed=0 failed=0
-# One preset from nothing to its verdict. Counts its tests, or one failure where it did not come to tests.
-check() {
-  preset=$1
-  start=$(date +%s)
-  mkdir -p "build-$preset"
-  log=build-$preset/log.txt
-  echo "$preset: building and testing..."
-  # shellcheck disable=SC2086
-  if [ -n "$emulated" ]; then
-    sh tests/emulate_avx512.sh >"$log" 2>&1 || true
-  elif cmake --preset "$preset" ${options-} >"$log" 2>&1 && cmake --build --preset "$preset" >>"$log" 2>&1; then
-    ctest --preset "$preset" -j "$(nproc)" >>"$log" 2>&1 || true
-  fi
+passed=0 failed=0 tested=
+# Waits for the tests of the preset that was built last, and counts them, or one failure where it did not come to tests.
+verdict() {
+  [ -n "$tested" ] || return 0
+  wait
+  log=build-$tested/log.txt
   # ctest closes with "97% tests passed, 3 tests failed out of 100".
   bad=$(sed -n 's/^[0-9]*% tests passed, \([0-9]*\) tests failed out of [0-9]*$/\1/p' "$log")
   all=$(sed -n 's/^[0-9]*% tests passed, [0-9]* tests failed out of \([0-9]*\)$/\1/p' "$log")
@@ -56,23 +48,49 @@ check() {
     bad=1 all=1
   fi
   passed=$((passed + all - bad)) failed=$((failed + bad))
-  echo "$preset: $((all - bad)) passed, $bad failed, in $(($(date +%s) - start)) s"
+  echo "$tested: $((all - bad)) passed, $bad failed, after $(($(date +%s) - start)) s"
   [ "$bad" -eq 0 ] || tail -n 60 "$log"
+  tested=
+}
+
+# Builds one preset from nothing, while the tests of the one before take what the compilers leave of the machine; then
+# starts its own tests.
+check() {
+  preset=$1
+  mkdir -p "build-$preset"
+  log=build-$preset/log.txt
+  echo "$preset: building..."
+  built=
+  if [ -n "$emulated" ]; then
+    sh tests/emulate_avx512.sh >"$log" 2>&1 || true
+  # shellcheck disable=SC2086
+  elif cmake --preset "$preset" ${options-} >"$log" 2>&1 && cmake --build --preset "$preset" >>"$log" 2>&1; then
+    built=yes
+  fi
+  verdict
+  tested=$preset
+  if [ -n "$built" ]; then
+    ctest --preset "$preset" -j "$(nproc)" >>"build-$preset/log.txt" 2>&1 &
+  fi
 }
 
 # clang and tests/run.sh take all that this machine has: AVX-512 where it is there, so avx512 adds nothing to them,
-# clang-avx2 little, and avx2 nothing where AVX2 is all. The shortest first.
+# clang-avx2 little, and avx2 nothing where AVX2 is all. The shortest first, but for those whose last tests leave processors
+# idle: the next are built meanwhile.
 if [ $# -eq 0 ]; then
-  set -- tsan scalar sse2 clang neon asan-ubsan
+  set -- tsan scalar neon asan-ubsan sse2 clang
   if has avx512f; then set -- avx2 "$@"; fi
   # The newer xsimd costs nothing where the sanitizers look at it: they compile nearly the same files.
   if runs_here xsimd-13; then sanitized=-DATTENTION_BALANCER_HOST_HEADERS=build-xsimd-13/debian/usr/include; fi
 fi
+start=$(date +%s)
 for preset in "$@"; do
   options=
   [ "$preset" != asan-ubsan ] || options=${sanitized-}
   if runs_here "$preset"; then check "$preset"; fi
 done
+
+verdict
 
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -69,6 +69,7 @@ function(attention_balancer_add_kernels target)
   set(declarations "")
   set(entries "")
   set(objects "")
+  set(compiled "")
   foreach(isa IN LISTS ATTENTION_BALANCER_ISAS)  # from the least demanding on, as they are searched
     if(NOT isa IN_LIST arg_ISAS)
       continue()
@@ -93,6 +94,7 @@ function(attention_balancer_add_kernels target)
       DEPENDS "$<TARGET_OBJECTS:${target}_${isa}>" "${ATTENTION_BALANCER_CMAKE_FOLDER}/combine_kernels.cmake"
       COMMENT "Combining the kernels of ${target} for ${isa}" COMMAND_EXPAND_LISTS VERBATIM)
     list(APPEND objects "${object}")
+    list(APPEND compiled ${target}_${isa})
     string(APPEND declarations "extern \"C\" const char ${table};\n")
     string(APPEND entries "  {\"${isa}\", &${table}},\n")
   endforeach()
@@ -115,6 +117,7 @@ const AttentionBalancerBuiltKernels attention_balancer_built_@target@[] = {
 " @ONLY)
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   add_library(${target} STATIC "${folder}/list.cpp" ${objects})
+  add_dependencies(${target} ${compiled})  # of files that another target makes Makefiles know no rule
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
   target_link_libraries(${target} PUBLIC attention_balancer::attention_balancer INTERFACE ${arg_LINK})
 endfunction()

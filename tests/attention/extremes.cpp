@@ -132,5 +132,7 @@ TEST_CASE("policies of what users have", "[score]") {
   CHECK_THROWS_AS(ab::attention(in, in, in, out, ab::score::Scale{1e300}), ab::InputError);
   const std::vector<double> too_large{1e300};
   CHECK_THROWS_AS(ab::attention(in, in, in, out, ab::normalize::Sink(too_large)), ab::InputError);
+  const std::array<float, 1> no_slope{std::numeric_limits<float>::quiet_NaN()};
+  CHECK_THROWS_AS(ab::attention(in, in, in, out, ab::score::Alibi(no_slope)), ab::InputError);
   CHECK_NOTHROW(ab::attention(in, in, in, out, OneHead{}));
 }

@@ -6,6 +6,13 @@
 #error "attention_balancer needs NaN, infinity, -0 and the order of operations: compile without parts of -ffast-math"
 #endif
 
+#if !defined(__cpp_concepts) || __cplusplus < 202002L
+#error "attention_balancer needs C++20: compile with -std=c++20 or newer"
+#endif
+#if !defined(__cpp_exceptions)
+#error "attention_balancer reports what is wrong by exceptions: compile without -fno-exceptions"
+#endif
+
 // Everything whose machine code depends on -march lives in an inline namespace named after the ISA, so that two
 // translation units compiled for two machines can be linked into one program without sharing a function.
 #if defined(ATTENTION_BALANCER_NO_SIMD)

@@ -91,8 +91,8 @@ struct Softcap {
 template <class N>
 Softcap(N) -> Softcap<detail::number<N>>;
 
-/// Attention with linear biases: adds -slope * |i + Nk - Nq - j|, one slope per query head (arXiv 2108.12409).
-/// Borrows the slopes.
+/// Attention with linear biases: adds -slope * |i + Nk - Nq - j|, one slope per query head (arXiv 2108.12409), which
+/// must be finite (InputError). Borrows the slopes.
 template <Scalar T>
 class Alibi {
  public:
@@ -111,6 +111,9 @@ class Alibi {
     if (static_cast<Index>(slopes_.size()) != problem.heads)
       detail::fail<ShapeError>("score::Alibi number of slopes", slopes_.size(),
                                "equal the query heads = " + std::to_string(problem.heads));
+    for (std::size_t h = 0; h < slopes_.size(); ++h)
+      if (!std::isfinite(slopes_[h]))
+        detail::fail<InputError>("score::Alibi slope of head " + std::to_string(h), slopes_[h], "be finite");
   }
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {

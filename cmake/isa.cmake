@@ -16,7 +16,7 @@ function(attention_balancer_isa_flags out isa)
   elseif(isa STREQUAL "avx512")
     set(flags -march=x86-64-v4)
   elseif(isa STREQUAL "avx512bf16")
-    set(flags -march=x86-64-v4 -mavx512bf16)
+    set(flags -march=x86-64-v4 -mavx512bf16 -mavx512vnni)
   elseif(isa STREQUAL "native")
     set(flags -march=native)
   elseif(isa STREQUAL "neon64" OR isa STREQUAL "none")
@@ -40,7 +40,7 @@ endfunction()
 #
 # A static library of the sources, compiled once per ISA (default: sse2 avx2 avx512, or neon64), and a list of them from
 # which the program chooses when it runs: see attention_balancer/core/dispatch.hpp, which tells what stands in the
-# sources. avx512bf16 differs from avx512 for kernels that use Bf16Products. LINK is for what they include beside
+# sources. avx512bf16 differs from avx512 for kernels that use Bf16Products or IntegerProducts. LINK is for what they include beside
 # attention_balancer.
 #
 # Two compilations of an inline function have one name, and the linker would keep either: an AVX-512 std::vector on a

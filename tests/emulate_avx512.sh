@@ -1,13 +1,13 @@
 #!/bin/sh
 # The kernel tests for AVX-512 on a machine that has none: the emulator Bochs boots a Debian kernel that runs nothing
 # but them, big tables thinned out. Usage: sh tests/emulate_avx512.sh [avx512|avx512bf16] [argument for Catch]...
-# avx512bf16 runs the tests of the products of bf16 alone. Ends as ctest does, with a line of what passed.
+# avx512bf16 runs the tests of the products of bf16 and of integers alone. Ends as ctest does, with a line of what passed.
 set -eu
 cd "$(dirname "$0")/.."
 
 skip='accuracy|statistics|_double'
 case ${1-} in
-  avx512bf16) isa=$1 arch=avx512bf16 only='^simd/|^attention/bf16' ;;
+  avx512bf16) isa=$1 arch=avx512bf16 only='^simd/|^attention/(bf16|integer)' ;;
   *) isa=avx512 arch=avx512 only='^(simd|score|mask|softmax|attention)/' ;;
 esac
 case ${1-} in avx512*) shift ;; esac
@@ -98,7 +98,7 @@ xorriso -as mkisofs -quiet -o "$build/disc.iso" -b isolinux.bin -no-emul-boot -b
 # Linux gives up AVX where it is told of XSAVES or XSAVEC: Bochs states another size for them than it expects.
 cat >"$build/bochsrc" <<END
 megs: 512
-cpu: model=corei7_skylake_x, add_features="avx512bf16", exclude_features="xsaves xsavec"
+cpu: model=corei7_skylake_x, add_features="avx512bf16 avx512vnni", exclude_features="xsaves xsavec"
 cpu: ips=100000000, reset_on_triple_fault=0
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest

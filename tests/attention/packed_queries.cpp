@@ -252,6 +252,13 @@ TEST_CASE("packed queries multiply in bf16 as each sequence does", "[attention][
   table.report();
 }
 
+TEST_CASE("packed queries multiply in integers as each sequence does", "[attention][cache][packed][int8]") {
+  support::Table table;
+  const Ragged<std::int8_t> x(mixed, 7);
+  check_alone(table, "integers", x, ab::IntegerProducts{}, ab::mask::Causal{}, ab::score::Softcap{5});
+  table.report();
+}
+
 // A worker keeps the converted rows of a key head for the query heads that share it: here two sequences have as many.
 TEST_CASE("rows that were converted for one sequence are not taken for the next", "[attention][cache][packed]") {
   support::Random random(74);

@@ -47,6 +47,13 @@ bool multiplies_pairs(const Call<T>& call) noexcept {
   return count_of<PolicyKind::products, T, P...> > 0 && call.statistic != evidence::Kind::leave_one_out;
 }
 
+/// Whether products of integers are asked for and will do, in the same way.
+template <Scalar T, class... P>
+bool multiplies_integers(const Call<T>& call) noexcept {
+  return simd::has_integer_products && count_of<PolicyKind::integer_products, T, P...> > 0 &&
+         call.statistic != evidence::Kind::leave_one_out;
+}
+
 /// Runs a call on one cache, as run_call one on plain tensors. `pairs`: with products of bf16, if the machine has them.
 template <Scalar T, class Stored, class Run>
 void run_call_on_cache(const Call<T>& call, const KvView<Stored>& x, bool pairs, Evidence<T>* evidence,
@@ -69,6 +76,7 @@ void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
         call, offsets, [&](Index s) { return x.length(s); }, largest,
         [&](Workspace& workspace, const auto& executor, Index concurrency, std::span<Evidence<T>> evidence) {
           check_kept_rows(largest);
+          call.integer_products = multiplies_integers<T, P...>(call);
           const CacheSequences<T, Stored> sequences(call, offsets, x, multiplies_pairs<T, P...>(call));
           run_sequences(call, sequences, evidence, workspace, executor, concurrency);
         },
@@ -77,6 +85,7 @@ void run_cached(Call<T>& call, const KvView<Stored>& x, P&... policies) {
     run_with_policies(
         call,
         [&](Workspace& workspace, const auto& executor, Index concurrency, Evidence<T>* evidence) {
+          call.integer_products = multiplies_integers<T, P...>(call);
           run_call_on_cache(call, x, multiplies_pairs<T, P...>(call), evidence, workspace, executor, concurrency);
         },
         policies...);
@@ -99,8 +108,9 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// or of double for a cache of doubles. Sequence b has cache.length(b) keys: masks and score modifiers are told
 /// that number, and the evidence has as many keys as the longest sequence, 0 behind the end of the shorter ones.
 /// Views that policies borrow, and KeyLengths, go by the longest too. The same bits for a sequence alone, beside
-/// others, contiguous or paged. What the storage loses is said at CacheStorage. Bf16Products is one policy more, and
-/// so is PackedQueries: sequences with numbers of queries of their own, in one row of tokens. Throws as attention does.
+/// others, contiguous or paged. What the storage loses is said at CacheStorage. Bf16Products and
+/// IntegerProducts are policies more, and so is PackedQueries: sequences with numbers of queries of their own, in one
+/// row of tokens. Throws as attention does.
 template <class Q, class Stored, class O, class... P>
 void attention(const TensorView<Q>& q, const KvView<Stored>& cache, const TensorView<O>& out, P&&... policies) {
   using T = std::remove_const_t<O>;

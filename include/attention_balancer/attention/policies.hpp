@@ -1,12 +1,14 @@
 #pragma once
 // The policies after the tensors: any number, any order, each recognised by what it can do.
 
+#include <cstdint>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 
 #include "attention_balancer/attention/bf16_products.hpp"
 #include "attention_balancer/attention/detail/block.hpp"
+#include "attention_balancer/attention/integer_products.hpp"
 #include "attention_balancer/attention/packed.hpp"
 #include "attention_balancer/attention/gradients.hpp"
 #include "attention_balancer/core/storage.hpp"
@@ -21,7 +23,8 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 enum class PolicyKind {
   unknown, scale, modifier, mask, normalizer, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
-  mass_gradient, sequences, packed_queries, packed_observation, products
+  mass_gradient, sequences, packed_queries, packed_observation, products,
+  integer_products
 };
 
 template <class>
@@ -65,6 +68,8 @@ consteval PolicyKind policy_kind() {
     return PolicyKind::packed_queries;
   else if constexpr (std::is_same_v<Policy, Bf16Products>)
     return PolicyKind::products;
+  else if constexpr (std::is_same_v<Policy, IntegerProducts>)
+    return PolicyKind::integer_products;
   else if constexpr (std::is_same_v<Policy, Workspace>)
     return PolicyKind::workspace;
   else if constexpr (std::is_same_v<Policy, normalize::Softmax> || std::is_same_v<Policy, normalize::Sparsemax> ||
@@ -157,11 +162,13 @@ template <class T, class... P>
 consteval bool any_policies_fit() {
   constexpr bool floats = count_of<PolicyKind::products, T, P...> == 0;
   static_assert(floats, "attention_balancer: Bf16Products needs a cache of bf16");
+  constexpr bool no_integers = count_of<PolicyKind::integer_products, T, P...> == 0;
+  static_assert(no_integers, "attention_balancer: IntegerProducts needs a cache of int8");
   constexpr bool keys = count_of<PolicyKind::packed_queries, T, P...> == 0;
   static_assert(keys,
                 "attention_balancer: PackedQueries needs a cache, whose sequences have keys of their own (tensors take "
                 "PackedSequences)");
-  return common_policies_fit<T, P...>() && floats && keys;
+  return common_policies_fit<T, P...>() && floats && no_integers && keys;
 }
 
 template <class T, class... P>
@@ -195,6 +202,9 @@ template <class T, class Stored, class... P>
 consteval bool cached_policies_fit() {
   constexpr bool products = count_of<PolicyKind::products, T, P...> == 0 || std::is_same_v<Stored, bf16>;
   static_assert(products, "attention_balancer: Bf16Products needs a cache of bf16");
+  constexpr bool integers =
+      count_of<PolicyKind::integer_products, T, P...> == 0 || std::is_same_v<Stored, std::int8_t>;
+  static_assert(integers, "attention_balancer: IntegerProducts needs a cache of int8");
   constexpr bool softmax = !has_sparse<std::remove_cvref_t<P>...>;
   static_assert(softmax,
                 "attention_balancer: normalize::Sparsemax, Entmax15 and TopK need keys and values in tensors, not in a "
@@ -202,7 +212,8 @@ consteval bool cached_policies_fit() {
   constexpr bool lengths = count_of<PolicyKind::sequences, T, P...> == 0;
   static_assert(lengths,
                 "attention_balancer: a cache has lengths of its own and takes PackedQueries, not PackedSequences");
-  return common_policies_fit<T, P...>() && policies_are_forward<T, P...>() && softmax && products && lengths;
+  return common_policies_fit<T, P...>() && policies_are_forward<T, P...>() && softmax && products && integers &&
+         lengths;
 }
 
 /// The first policy of a kind; there must be one.

@@ -18,16 +18,20 @@
 #if defined(ATTENTION_BALANCER_NO_SIMD)
 #define ATTENTION_BALANCER_ISA isa_scalar
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__) && \
-    defined(__AVX512BF16__)
-// A name of its own: what Bf16Products does is another function there.
+    defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+// A name of its own: what Bf16Products and IntegerProducts do are other functions there. Every machine that has the one
+// has the other.
 #define ATTENTION_BALANCER_ISA isa_avx512bf16
 #define ATTENTION_BALANCER_BF16_PRODUCTS
+#define ATTENTION_BALANCER_INTEGER_PRODUCTS
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)
 #define ATTENTION_BALANCER_ISA isa_avx512
+#define ATTENTION_BALANCER_INTEGER_PRODUCTS
 #elif defined(__AVX512F__)
 #define ATTENTION_BALANCER_ISA isa_avx512f
 #elif defined(__AVX2__) && defined(__FMA__)
 #define ATTENTION_BALANCER_ISA isa_avx2
+#define ATTENTION_BALANCER_INTEGER_PRODUCTS
 #elif defined(__AVX__) && defined(__FMA__)
 #define ATTENTION_BALANCER_ISA isa_avx_fma
 #elif defined(__AVX__)

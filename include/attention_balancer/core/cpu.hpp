@@ -32,7 +32,8 @@ inline constexpr NamedIsa named_isas[] = {{"scalar", Isa::scalar},
 ATTENTION_BALANCER_BEGIN_ISA
 
 /// Whether this machine, its operating system included, runs code compiled for `isa`: all of x86-64-v3 for avx2, all of
-/// x86-64-v4 for avx512, and AVX512_BF16 beside it for avx512bf16, as CMake's attention_balancer_target_isa compiles them.
+/// x86-64-v4 for avx512, and AVX512_BF16 and AVX512_VNNI beside it for avx512bf16, as CMake's
+/// attention_balancer_target_isa compiles them.
 [[nodiscard]] inline bool cpu_runs(Isa isa) noexcept {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_cpu_init();
@@ -56,7 +57,8 @@ ATTENTION_BALANCER_BEGIN_ISA
     case Isa::avx512bf16: {
       unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
       constexpr unsigned avx512_bf16 = 1u << 5;
-      return cpu_runs(Isa::avx512) && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avx512_bf16) != 0;
+      return cpu_runs(Isa::avx512) && __builtin_cpu_supports("avx512vnni") &&
+             __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avx512_bf16) != 0;
     }
     case Isa::neon64: return false;
   }

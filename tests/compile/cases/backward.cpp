@@ -17,6 +17,8 @@
 // case 16: attention_balancer: a call takes one PackedSequences, not two
 // case 17: attention_balancer: Bf16Products needs a cache of bf16
 // case 18: attention_balancer: Bf16Products needs a cache of bf16
+// case 19: attention_balancer: IntegerProducts needs a cache of int8
+// case 20: attention_balancer: IntegerProducts needs a cache of int8
 #include <vector>
 
 #include "attention_balancer/attention.hpp"
@@ -83,6 +85,10 @@ void f(ab::TensorView<const float> q, ab::TensorView<float> x, ab::TensorView<do
   ab::attention(q, cache, x, ab::Bf16Products{});
 #elif CASE == 18
   ab::attention(q, q, q, x, ab::Bf16Products{});
+#elif CASE == 19
+  ab::attention(q, cache, x, ab::IntegerProducts{});
+#elif CASE == 20
+  ab::attention(q, q, q, x, ab::IntegerProducts{});
 #endif
   (void)q, (void)x, (void)wide, (void)e, (void)d, (void)logits, (void)target, (void)number, (void)cache,
       (void)packed, (void)each;

@@ -106,6 +106,7 @@ struct Call {
   evidence::Kind statistic = evidence::Kind::mass;
   Normalization normalization = {};
   RowSource<T> source = {};
+  bool integer_products = false;  // decoding multiplies in integers; only where simd has them, over int8
   Index first_batch = 0;  // what policies are told batch item 0 is: the number of a packed sequence
 };
 

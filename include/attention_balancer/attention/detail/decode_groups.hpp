@@ -23,7 +23,7 @@ class DecodeGroups {
       : call_(call),
         x_(x),
         evidence_(evidence),
-        sizes_(call.problem),
+        sizes_(call.problem, call.integer_products),
         groups_(call.problem.batch * call.problem.kv_heads),
         held_(held),
         with_mass_(evidence != nullptr && call.weights.kind() != QueryWeights::Kind::none),

@@ -2,6 +2,7 @@
 // Decoding: how the keys of a sequence are cut, and the memory of one worker.
 
 #include <algorithm>
+#include <cstdint>
 
 #include "attention_balancer/attention/detail/decode_lanes.hpp"
 #include "attention_balancer/attention/detail/decode_tile.hpp"
@@ -26,10 +27,16 @@ template <Scalar T>
 struct DecodeSizes {
   Index rows;            // queries of the heads of a group
   Index dim, value_dim;  // padded to whole packs
+  Index words;           // of a query in integers, padded to whole packs; 0 where nothing is multiplied in them
+  bool in_lanes;         // whether rows are lanes: for integers tiles of rows are the faster ones
   static constexpr Index strip = block_keys + table_slack;
 
-  explicit DecodeSizes(const Problem& p) noexcept
-      : rows(p.heads / p.kv_heads * p.queries), dim(padded(p.dim)), value_dim(padded(p.value_dim)) {}
+  DecodeSizes(const Problem& p, bool in_integers) noexcept
+      : rows(p.heads / p.kv_heads * p.queries),
+        dim(padded(p.dim)),
+        value_dim(padded(p.value_dim)),
+        words(in_integers ? 2 * padded((p.dim + 1) / 2) : 0),
+        in_lanes(!in_integers && rows_are_lanes<T>(p)) {}
 
   static Index padded(Index n) noexcept { return (n + 15) / 16 * 16; }
 
@@ -48,6 +55,9 @@ struct DecodeScratch {
   unsigned char* coverage;              // [heads of the group]: what the masks leave of a block
   T* factors;                           // [splits] or [blocks of a split]
   T* without;                           // the record of one row without a key
+  // Only for products of integers: queries and weights of a row as words, and what a word of each means.
+  std::int16_t *query_words, *weight_words;  // [rows, words], [rows, block_keys]
+  T *query_factors, *weight_factors;         // [rows]
   // Only where rows are lanes, in packs of them:
   T *lane_queries, *lane_output;  // [packs, D, lanes], [packs, Dv, lanes], a few packs at a time
   T* lane_strip;                  // [block_keys, most_lane_packs packs]
@@ -71,7 +81,12 @@ struct DecodeScratch {
     take(coverage, Index(1), p.heads / p.kv_heads);
     take(factors, Index(1), std::max(splits, DecodeSizes<T>::padded(Splits::longest / block_keys)));
     take(without, Index(1), sizes.value_dim + DecodeSizes<T>::padded(3));
-    const Index packs = rows_are_lanes<T>(p) ? (sizes.rows + simd::lanes<T> - 1) / simd::lanes<T> : 0;
+    const Index of_integers = sizes.words > 0 ? sizes.rows : 0;
+    take(query_words, of_integers, sizes.words);
+    take(weight_words, of_integers, block_keys);
+    take(query_factors, Index(1), of_integers);
+    take(weight_factors, Index(1), of_integers);
+    const Index packs = sizes.in_lanes ? (sizes.rows + simd::lanes<T> - 1) / simd::lanes<T> : 0;
     take(lane_queries, packs * simd::lanes<T>, sizes.dim);
     take(lane_output, packs * simd::lanes<T>, sizes.value_dim);
     take(lane_strip, packs > 0 ? block_keys : 0, Index(most_lane_packs * simd::lanes<T>));

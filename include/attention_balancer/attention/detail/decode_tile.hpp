@@ -80,10 +80,19 @@ class AskAhead {
   Index dim_;
 };
 
-/// into [R, K] at `stride` = each accumulator summed over its lanes, by trees that take `lanes` of them at a time: a
-/// row in whole packs, or several rows of few keys. Writes numbers without meaning behind the K.
-template <Scalar T, int R, int K>
-ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* into, Index stride) noexcept {
+/// A sum that is there as it should be.
+struct Same {
+  template <class S>
+  ATTENTION_BALANCER_INLINE const S& operator()(const S& x) const noexcept {
+    return x;
+  }
+};
+
+/// into [R, K] at `stride` = finish(each accumulator summed over its lanes), by trees that take `lanes` of them at a
+/// time: a row in whole packs, or several rows of few keys. Writes numbers without meaning behind the K.
+template <Scalar T, int R, int K, class Sum = Add, class Finish = Same>
+ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* into, Index stride, Sum add = {},
+                                         Finish finish = {}) noexcept {
   using S = simd::Pack<T>;
   constexpr int n = simd::lanes<T>, part = std::min(n, static_cast<int>(std::bit_ceil(unsigned(K)))),
                 padded = (K + part - 1) / part * part;
@@ -96,10 +105,10 @@ ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* i
       tree[i] = r < R && k < K ? sums[std::min(r, R - 1)][std::min(k, K - 1)] : S(T(0));
     }
     if constexpr (part == n) {
-      simd::store(into + first / padded * stride + first % padded, simd::reduce_each(tree, Add{}));
+      simd::store(into + first / padded * stride + first % padded, finish(simd::reduce_each(tree, add)));
     } else {
       alignas(64) T lane[n];
-      simd::store_aligned(lane, simd::reduce_each(tree, Add{}));
+      simd::store_aligned(lane, finish(simd::reduce_each(tree, add)));
       ATTENTION_BALANCER_UNROLL
       for (int i = 0; i < n; i += part)
         if (first + i < R * padded) std::copy_n(lane + i, part, into + (first + i) / part * stride);
@@ -107,10 +116,18 @@ ATTENTION_BALANCER_INLINE void sum_lanes(const simd::Pack<T> (&sums)[R][K], T* i
   }
 }
 
-/// sums [R, K] += of_row(r) * of_column(k). What is less is loaded first: one of the others at a time is in a register
-/// then.
-template <class S, int R, int K, class OfRow, class OfColumn>
-ATTENTION_BALANCER_INLINE void add_products(S (&sums)[R][K], OfRow of_row, OfColumn of_column) noexcept {
+struct Fma {
+  template <class S>
+  ATTENTION_BALANCER_INLINE S operator()(const S& a, const S& b, const S& sum) const noexcept {
+    return simd::fma(a, b, sum);
+  }
+};
+
+/// sums [R, K] = multiply_add(of_row(r), of_column(k), sums). What is less is loaded first: one of the others at a time
+/// is in a register then.
+template <class S, int R, int K, class OfRow, class OfColumn, class MultiplyAdd = Fma>
+ATTENTION_BALANCER_INLINE void add_products(S (&sums)[R][K], OfRow of_row, OfColumn of_column,
+                                            MultiplyAdd multiply_add = {}) noexcept {
   if constexpr (R > K) {
     S x[K];
     ATTENTION_BALANCER_UNROLL
@@ -119,7 +136,7 @@ ATTENTION_BALANCER_INLINE void add_products(S (&sums)[R][K], OfRow of_row, OfCol
     for (int r = 0; r < R; ++r) {
       const S y = simd::in_register(of_row(r));
       ATTENTION_BALANCER_UNROLL
-      for (int k = 0; k < K; ++k) sums[r][k] = simd::fma(y, x[k], sums[r][k]);
+      for (int k = 0; k < K; ++k) sums[r][k] = multiply_add(y, x[k], sums[r][k]);
     }
   } else {
     S y[R];
@@ -129,7 +146,7 @@ ATTENTION_BALANCER_INLINE void add_products(S (&sums)[R][K], OfRow of_row, OfCol
     for (int k = 0; k < K; ++k) {
       const S x = simd::in_register(of_column(k));
       ATTENTION_BALANCER_UNROLL
-      for (int r = 0; r < R; ++r) sums[r][k] = simd::fma(y[r], x, sums[r][k]);
+      for (int r = 0; r < R; ++r) sums[r][k] = multiply_add(y[r], x, sums[r][k]);
     }
   }
 }

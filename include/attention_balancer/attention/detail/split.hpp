@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "attention_balancer/attention/detail/decode_integers.hpp"
 #include "attention_balancer/attention/detail/split_lanes.hpp"
 
 namespace attention_balancer::detail {
@@ -35,7 +36,8 @@ class SplitWork : SplitLanes<T, Stored> {
   void run(Index begin, Index end, const Following& following) noexcept {
     following_ = following;
     load_queries();
-    if (in_lanes_) turn_queries();
+    if (sizes_.in_lanes) turn_queries();
+    if (in_integers()) round_queries();
     attend(begin, end, false);
     // A value that is infinite or not a number may have met the weight 0 of a row that does not see it. That shows
     // in the output, and is rare.
@@ -75,10 +77,13 @@ class SplitWork : SplitLanes<T, Stored> {
   }
 
  private:
+  static constexpr bool may_use_integers = has_integers<T, Stored>;
+  bool in_integers() const noexcept { return may_use_integers && sizes_.words > 0; }
+
   void attend(Index begin, Index end, bool guard) noexcept {
     std::fill_n(output_, sizes_.rows * sizes_.value_dim, T(0));
     std::fill_n(states_, sizes_.rows, RowSoftmax<T>{});
-    if (in_lanes_) begin_lanes();
+    if (sizes_.in_lanes) begin_lanes();
     const bool pack_keys = x_.keys.dim_stride != 1 && x_.keys.dim > 1;
     const bool follows = following_.begin < following_.end;
     Index located = -1, half = 0;  // the block whose keys are located, and in which of the two tables
@@ -119,7 +124,7 @@ class SplitWork : SplitLanes<T, Stored> {
           for (Index j = to; j < std::min(to + block_keys, end); j += line)
             simd::prefetch_to_write(kept_.weights + r * kept_.stride + j);
       }
-      if (in_lanes_) {
+      if (sizes_.in_lanes) {
         attend_lanes({keys, values, next, from, to, guard});
         continue;
       }
@@ -128,24 +133,32 @@ class SplitWork : SplitLanes<T, Stored> {
       weigh(count);
       if (kept_.weights != nullptr) keep(from, count);
       if (p_.value_dim == 0) continue;
-      if (x_.value_scales.data != nullptr) scale_weights(count);
+      if (x_.value_scales.data != nullptr && (guard || !in_integers())) scale_weights(count);
       guard ? add_guarded(0, sizes_.rows, count) : add(count, next);
     }
-    if (in_lanes_) finish_lanes(guard);
+    if (sizes_.in_lanes) finish_lanes(guard);
   }
 
   /// Scores of a block into the strip, after all policies, -inf behind them.
   void score(const Stored* const* keys, Index from, Index to, const Stored* const* values) noexcept {
     const Index count = to - from, stride = DecodeSizes<T>::strip;
     for_row_tiles(sizes_.rows, [&]<int R>(std::integral_constant<int, R>, Index r) {
-      score_rows<T, Stored, R>(s_.queries + r * sizes_.dim, sizes_.dim, keys, count, p_.dim, s_.strip + r * stride,
-                               stride, r == 0 ? values : keys);
+      T* const scores = s_.strip + r * stride;
+      const Stored* const* const ahead = r == 0 ? values : keys;
+      if constexpr (may_use_integers)
+        if (in_integers())
+          return score_integers<T, R>(s_.query_words + r * sizes_.words, sizes_.words, keys, count, p_.dim, scores,
+                                      stride, ahead, s_.spare + r * stride);
+      score_rows<T, Stored, R>(s_.queries + r * sizes_.dim, sizes_.dim, keys, count, p_.dim, scores, stride, ahead);
     });
     const bool scaled = x_.key_scales.data != nullptr;
     if (scaled) load_scales(x_.key_scales, from, to, s_.key_scales);
     for (Index r = 0; r < sizes_.rows; ++r) {
       T* row = s_.strip + r * stride;
-      if (scaled) multiply(row, s_.key_scales, count);
+      if (in_integers())
+        multiply(row, s_.key_scales, count, s_.query_factors[r]);
+      else if (scaled)
+        multiply(row, s_.key_scales, count);
       bend_row(row, r, from, to);
       std::fill(row + count, row + stride, -infinity<T>);
       if (kept_.scores != nullptr) std::copy_n(row, count, kept_.scores + r * kept_.score_stride + from);
@@ -157,6 +170,20 @@ class SplitWork : SplitLanes<T, Stored> {
     using S = simd::Pack<T>;
     for (Index i = 0; i < count; i += n)
       simd::store_aligned(x + i, simd::load_aligned<S>(x + i) * simd::load_aligned<S>(factors + i));
+  }
+
+  /// x *= factors * factor
+  static void multiply(T* x, const T* factors, Index count, T factor) noexcept {
+    using S = simd::Pack<T>;
+    for (Index i = 0; i < count; i += n)
+      simd::store_aligned(x + i, simd::load_aligned<S>(x + i) * S(factor) * simd::load_aligned<S>(factors + i));
+  }
+
+  void round_queries() noexcept {
+    if constexpr (may_use_integers)
+      for (Index r = 0; r < sizes_.rows; ++r)
+        s_.query_factors[r] = round_row<false>(s_.queries + r * sizes_.dim, s_.queries, sizes_.dim,
+                                               s_.query_words + r * sizes_.words, sizes_.words / (2 * n));
   }
 
   /// Scores become weights; what is already added up comes down to the new tops.
@@ -184,12 +211,20 @@ class SplitWork : SplitLanes<T, Stored> {
   void add(Index count, const Stored* const* next) noexcept {
     constexpr Index stride = DecodeSizes<T>::strip;
     for_row_tiles(sizes_.rows, [&]<int R>(std::integral_constant<int, R>, Index r) {
+      if constexpr (may_use_integers)
+        if (in_integers()) {
+          for (Index i = r; i < r + R; ++i)
+            s_.weight_factors[i] = round_row<true>(s_.strip + i * stride, s_.value_scales, (count + n - 1) / n * n,
+                                                   s_.weight_words + i * block_keys, (count + 2 * n - 1) / (2 * n));
+          return add_integers<T, R>(s_.weight_words + r * block_keys, block_keys, s_.values, count, p_.value_dim,
+                                    s_.weight_factors + r, output_ + r * sizes_.value_dim, sizes_.value_dim,
+                                    r == 0 ? next : s_.values);
+        }
       value_rows<T, Stored, R>(s_.strip + r * stride, stride, s_.values, count, p_.value_dim,
                                output_ + r * sizes_.value_dim, sizes_.value_dim, r == 0 ? next : s_.values);
     });
   }
 
-  const bool in_lanes_ = rows_are_lanes<T>(p_);
   Following following_{};
 };
 

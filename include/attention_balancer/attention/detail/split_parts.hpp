@@ -23,7 +23,7 @@ class SplitParts {
       : call_(call),
         x_(x),
         p_(problem),
-        sizes_(problem),
+        sizes_(problem, call.integer_products),
         batch_(batch),
         kv_head_(kv_head),
         group_(p_.heads / p_.kv_heads),

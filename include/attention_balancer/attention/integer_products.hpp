@@ -4,16 +4,16 @@
 namespace attention_balancer {
 
 /// A policy for `attention` to a cache of int8, of at most eight queries: multiplies in integers of 16 bits where the
-/// machine has such products (simd::has_integer_products: AVX2, AVX-512), at up to 1.6 times the speed. A program for
-/// several machines gains a little more from avx512bf16, in attention_balancer_add_kernels, than from avx512.
+/// machine has such products (simd::has_integer_products: AVX2, AVX-512), up to 1.4 times as fast. In a program for
+/// several machines, avx512bf16 of attention_balancer_add_kernels has shorter ones than avx512.
 ///
 /// Accuracy: the queries, scaled and times the scales of the channels, are rounded to multiples of f, the largest of
-/// their row over 32767, at least 2^-126: a score is off by at most 0.504 f sum_d |k_d| beside the error that it has
-/// anyway, where storing k in int8 may cost 1 / 254 of its largest sum_d |q_d|. lse, entropy and evidence are those of
-/// such scores. The weights times the scales of their values are rounded for each block of 128 keys to multiples of g,
-/// the largest of them over 32767, at least 2^-126: an output is off by 0.504 g times the sum of what is stored there
-/// as |v|, so by no more than 0.002 of the largest |v|, half of what int8 may cost. Sums are exact. A query that is not
-/// finite makes its row not a number.
+/// their row over 32767, at least 2^-126: a score is off by at most 0.504 f sum_d |k_d|, k without the scales of the
+/// channels, beside the error that it has anyway; that k is stored in int8 may cost it 1 / 254 of the largest |k_d|
+/// times sum_d |q_d|. lse, entropy and evidence are those of such scores. The weights times the scales of their values
+/// are rounded for each block of 128 keys to multiples of g, the largest of them over 32767, at least 2^-126: an output
+/// is off by 0.504 g times the sum of what is stored there as |v|, so by no more than 0.002 of the largest |v|, half of
+/// what int8 may cost. Sums are exact. A query that is not finite makes its row not a number.
 ///
 /// Where the machine has no such products, for more queries and for evidence::leave_one_out, nothing is rounded, which
 /// keeps within the same bounds.

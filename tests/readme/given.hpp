@@ -12,5 +12,6 @@ namespace given {
 extern ab::TensorView<float> q, k, v, out, dout, dq, dk, dv;
 extern ab::Evidence<float> evidence;
 extern ab::Workspace workspace;
+extern const void *k16, *v16;
 extern ab::Index n, heads, kv_heads, pages, dim;
 }  // namespace given

@@ -38,6 +38,9 @@ namespace attention_balancer {
 /// `ResourceBalancer balancer(n, allocate::Bounded<float>{.floor = 0.01f}, feedback::Leaky{0.2f});`
 /// After them may stand the apportionment that units() uses, apportion::hamilton for one; it must take bounds.
 ///
+/// Inputs may come and go, in n places: an allocation with bounds takes a mask of those that are `eligible`, which may
+/// be rewritten between updates, and restart(i) begins anew in a place.
+///
 /// What throws leaves the balancer as it was. Returned spans live until the next update or restore. Memory that a
 /// policy borrows (masks, bounds per item) must outlive the balancer and keep its size. Copies are independent.
 template <Scalar T, class Allocate = allocate::Proportional, class Feedback = feedback::Leaky<T>,

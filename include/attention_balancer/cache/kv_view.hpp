@@ -62,7 +62,11 @@ class IntegerSpan {
 ///
 /// Without a block table sequence b is page b. With one, token j of sequence b is row j % page_size of page
 /// block_table[b * max_blocks + j / page_size], and the same page may serve several sequences (a shared prefix).
-/// Pages may lie in any order and with any strides between their heads and tokens; features need a unit stride.
+/// Pages may lie in any order and with any strides between their heads and tokens; features need a unit stride. Entries
+/// of the table behind a sequence's last page are not read, and may be -1.
+///
+/// bf16 and f16 are their 16 bits and nothing else: memory that another library keeps as half floats is
+/// `reinterpret_cast<const ab::f16*>(pointer)`. The scales of int8 are set in the view, whoever made it.
 template <class Stored>
 struct KvView {
   TensorView<const Stored> keys, values;  ///< [pages, Hkv, page_size, D], [pages, Hkv, page_size, Dv]

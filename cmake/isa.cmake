@@ -40,8 +40,8 @@ endfunction()
 #
 # A static library of the sources, compiled once per ISA (default: sse2 avx2 avx512, or neon64), and a list of them from
 # which the program chooses when it runs: see attention_balancer/core/dispatch.hpp, which tells what stands in the
-# sources. avx512bf16 differs from avx512 for kernels that use Bf16Products or IntegerProducts. LINK is for what they include beside
-# attention_balancer.
+# sources. avx512bf16 differs from avx512 for kernels that use Bf16Products or IntegerProducts. LINK is for what they
+# include beside attention_balancer.
 #
 # Two compilations of an inline function have one name, and the linker would keep either: an AVX-512 std::vector on a
 # machine that has none. So the objects of an ISA are linked into one, in which only the table has a name for the outside;

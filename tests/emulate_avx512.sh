@@ -1,7 +1,8 @@
 #!/bin/sh
 # The kernel tests for AVX-512 on a machine that has none: the emulator Bochs boots a Debian kernel that runs nothing
 # but them, big tables thinned out. Usage: sh tests/emulate_avx512.sh [avx512|avx512bf16] [argument for Catch]...
-# avx512bf16 runs the tests of the products of bf16 and of integers alone. Ends as ctest does, with a line of what passed.
+# avx512bf16 runs the tests of the products of bf16 and of integers alone. Ends as ctest does, with a line of what
+# passed.
 set -eu
 cd "$(dirname "$0")/.."
 

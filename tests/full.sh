@@ -75,8 +75,8 @@ check() {
 }
 
 # clang and tests/run.sh take all that this machine has: AVX-512 where it is there, so avx512 adds nothing to them,
-# clang-avx2 little, and avx2 nothing where AVX2 is all. The shortest first, but for those whose last tests leave processors
-# idle: the next are built meanwhile.
+# clang-avx2 little, and avx2 nothing where AVX2 is all. The shortest first, but for those whose last tests leave
+# processors idle: the next are built meanwhile.
 if [ $# -eq 0 ]; then
   set -- tsan scalar neon asan-ubsan sse2 clang
   if has avx512f; then set -- avx2 "$@"; fi

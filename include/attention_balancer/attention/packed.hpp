@@ -131,6 +131,15 @@ PackedObservation<T, Statistic> observe(std::vector<Evidence<T>>& targets,
 }
 
 namespace detail {
+
+/// The problem of sequence s in a call of its own; `all`: that of the call.
+template <class Sequences>
+Problem problem_of(const Problem& all, const Sequences& sequences, Index s) noexcept {
+  Problem p = all;
+  p.batch = 1, p.queries = sequences.queries(s), p.keys = sequences.keys(s);
+  return p;
+}
+
 template <class>
 inline constexpr bool is_packed_observation = false;
 template <class T, evidence::Kind Statistic>

@@ -23,8 +23,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 enum class PolicyKind {
   unknown, scale, modifier, mask, normalizer, sink, executor, observation, workspace, lse_gradient, entropy_gradient,
-  mass_gradient, sequences, packed_queries, packed_observation, products,
-  integer_products
+  mass_gradient, sequences, packed_queries, packed_observation, products, integer_products
 };
 
 template <class>

@@ -113,9 +113,7 @@ class PackedBackward {
   }
 
   Problem problem_of(Index s) const noexcept {
-    Problem p = call_.forward.problem;
-    p.batch = 1, p.queries = sequences_.queries(s), p.keys = sequences_.keys(s);
-    return p;
+    return detail::problem_of(call_.forward.problem, sequences_, s);
   }
 
   BackwardWorker<T> worker_of(const BackwardCall<T>& one, Index concurrency) const {

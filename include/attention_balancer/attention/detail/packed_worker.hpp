@@ -262,11 +262,7 @@ class PackedWorker {
            Worker<T>::small_heads_come_from_memory(problem_of(piece.sequence), elements_);
   }
 
-  Problem problem_of(Index s) const noexcept {
-    Problem p = call_.problem;
-    p.batch = 1, p.queries = sequences_.queries(s), p.keys = sequences_.keys(s);
-    return p;
-  }
+  Problem problem_of(Index s) const noexcept { return detail::problem_of(call_.problem, sequences_, s); }
 
   void reserve_alone(Index s) {
     const One one(sequences_, s);

@@ -133,8 +133,8 @@ class SplitWork : SplitLanes<T, Stored> {
       weigh(count);
       if (kept_.weights != nullptr) keep(from, count);
       if (p_.value_dim == 0) continue;
-      if (x_.value_scales.data != nullptr && (guard || !in_integers())) scale_weights(count);
-      guard ? add_guarded(0, sizes_.rows, count) : add(count, next);
+      if (x_.value_scales.data != nullptr && !in_integers()) scale_weights(count);
+      guard && !in_integers() ? add_guarded(0, sizes_.rows, count) : add(count, next, guard);
     }
     if (sizes_.in_lanes) finish_lanes(guard);
   }
@@ -208,14 +208,30 @@ class SplitWork : SplitLanes<T, Stored> {
     }
   }
 
-  void add(Index count, const Stored* const* next) noexcept {
+  /// The weights of a row times the scales of the values as words. `guard`: only of the keys that it sees, so that it
+  /// keeps its bits whatever the others are; the spare strip has their scores.
+  void round_weights(Index r, Index count, bool guard) noexcept {
+    if constexpr (may_use_integers) {
+      T* const row = s_.strip + r * DecodeSizes<T>::strip;
+      const T* const scores = s_.spare + r * DecodeSizes<T>::strip;
+      if (guard) {
+        multiply(row, s_.value_scales, count);
+        for (Index j = 0; j < count; ++j)
+          if (scores[j] == -infinity<T>) row[j] = T(0);
+      }
+      const auto round = guard ? round_row<false, T> : round_row<true, T>;
+      s_.weight_factors[r] = round(row, s_.value_scales, (count + n - 1) / n * n, s_.weight_words + r * block_keys,
+                                   (count + 2 * n - 1) / (2 * n));
+    }
+  }
+
+  /// output += weights V; `guard`: in integers without the keys that a row does not see.
+  void add(Index count, const Stored* const* next, bool guard = false) noexcept {
     constexpr Index stride = DecodeSizes<T>::strip;
     for_row_tiles(sizes_.rows, [&]<int R>(std::integral_constant<int, R>, Index r) {
       if constexpr (may_use_integers)
         if (in_integers()) {
-          for (Index i = r; i < r + R; ++i)
-            s_.weight_factors[i] = round_row<true>(s_.strip + i * stride, s_.value_scales, (count + n - 1) / n * n,
-                                                   s_.weight_words + i * block_keys, (count + 2 * n - 1) / (2 * n));
+          for (Index i = r; i < r + R; ++i) round_weights(i, count, guard);
           return add_integers<T, R>(s_.weight_words + r * block_keys, block_keys, s_.values, count, p_.value_dim,
                                     s_.weight_factors + r, output_ + r * sizes_.value_dim, sizes_.value_dim,
                                     r == 0 ? next : s_.values);

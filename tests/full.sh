@@ -2,12 +2,14 @@
 # What must hold beyond tests/run.sh: clang, every instruction set that this machine can run, 64-bit Arm under qemu, a
 # newer xsimd, and the sanitizers. Each is a preset with a build folder of its own; the logs are build-<preset>/log.txt.
 # Usage: sh tests/full.sh [preset]...   (without any: those that a change needs; clang-release takes as long as they do)
+#        sh tests/full.sh --install     (only the Debian packages that they need)
 set -eu
 cd "$(dirname "$0")/.."
 
 sh cmake/debian.sh g++ clang cmake ninja-build binutils ccache libxsimd-dev libeigen3-dev catch2 librapidcheck-dev \
   libbenchmark-dev nlohmann-json3-dev libcli11-dev libutf8proc-dev libstb-dev libomp-dev libtbb-dev \
   g++-aarch64-linux-gnu qemu-user
+[ "${1-}" != --install ] || exit 0
 
 has() {
   for flag in "$@"; do grep -qw "$flag" /proc/cpuinfo || return 1; done
@@ -35,62 +37,60 @@ runs_here() {
   esac
 }
 
-passed=0 failed=0 tested=
-# Waits for the tests of the preset that was built last, and counts them, or one failure where it did not come to tests.
-verdict() {
-  [ -n "$tested" ] || return 0
-  wait
-  log=build-$tested/log.txt
-  # ctest closes with "97% tests passed, 3 tests failed out of 100".
-  bad=$(sed -n 's/^[0-9]*% tests passed, \([0-9]*\) tests failed out of [0-9]*$/\1/p' "$log")
-  all=$(sed -n 's/^[0-9]*% tests passed, [0-9]* tests failed out of \([0-9]*\)$/\1/p' "$log")
-  if [ -z "$all" ]; then
-    bad=1 all=1
-  fi
-  passed=$((passed + all - bad)) failed=$((failed + bad))
-  echo "$tested: $((all - bad)) passed, $bad failed, after $(($(date +%s) - start)) s"
-  [ "$bad" -eq 0 ] || tail -n 60 "$log"
-  tested=
-}
-
-# Builds one preset from nothing, while the tests of the one before take what the compilers leave of the machine; then
-# starts its own tests.
+# Builds one preset from nothing and tests it; says how it went.
 check() {
   preset=$1
   mkdir -p "build-$preset"
   log=build-$preset/log.txt
   echo "$preset: building..."
-  built=
+  # shellcheck disable=SC2086
   if [ -n "$emulated" ]; then
     sh tests/emulate_avx512.sh >"$log" 2>&1 || true
-  # shellcheck disable=SC2086
-  elif cmake --preset "$preset" ${options-} >"$log" 2>&1 && cmake --build --preset "$preset" >>"$log" 2>&1; then
-    built=yes
+  elif cmake --preset "$preset" ${options-} >"$log" 2>&1 &&
+    cmake --build --preset "$preset" -j "$jobs" >>"$log" 2>&1; then
+    ctest --preset "$preset" -j "$jobs" >>"$log" 2>&1 || true
   fi
-  verdict
-  tested=$preset
-  if [ -n "$built" ]; then
-    ctest --preset "$preset" -j "$(nproc)" >>"build-$preset/log.txt" 2>&1 &
+  # ctest closes with "97% tests passed, 3 tests failed out of 100".
+  bad=$(sed -n 's/^[0-9]*% tests passed, \([0-9]*\) tests failed out of [0-9]*$/\1/p' "$log")
+  all=$(sed -n 's/^[0-9]*% tests passed, [0-9]* tests failed out of \([0-9]*\)$/\1/p' "$log")
+  # Where it did not come to tests, that is one failure.
+  if [ -z "$all" ]; then
+    bad=1 all=1
   fi
+  [ "$bad" -eq 0 ] || tail -n 60 "$log"
+  echo "$preset: $((all - bad)) passed, $bad failed, after $(($(date +%s) - start)) s"
 }
 
-# clang and tests/run.sh take all that this machine has: AVX-512 where it is there, so avx512 adds nothing to them,
-# clang-avx2 little, and avx2 nothing where AVX2 is all. The shortest first, but for those whose last tests leave
-# processors idle: the next are built meanwhile.
-if [ $# -eq 0 ]; then
-  set -- tsan scalar neon asan-ubsan sse2 clang
-  if has avx512f; then set -- avx2 "$@"; fi
-  # The newer xsimd costs nothing where the sanitizers look at it: they compile nearly the same files.
-  if runs_here xsimd-13; then sanitized=-DATTENTION_BALANCER_HOST_HEADERS=build-xsimd-13/debian/usr/include; fi
-fi
-start=$(date +%s)
-for preset in "$@"; do
-  options=
-  [ "$preset" != asan-ubsan ] || options=${sanitized-}
+if [ "${1-}" = --check ]; then
+  preset=$2 options=
+  case $preset in
+    asan-ubsan) options=${sanitized-} ;;
+    *neon) unset ATTENTION_BALANCER_TEST_MAIN ;;
+  esac
   if runs_here "$preset"; then check "$preset"; fi
-done
+  exit 0
+fi
 
-verdict
+# clang and tests/run.sh take all that this machine has: AVX-512 where it is there, so avx512 adds nothing to them,
+# clang-avx2 little, and avx2 nothing where AVX2 is all. The longest first: two are built and tested at a time, so that
+# one keeps busy the processors that the last files and tests of the other leave idle.
+if [ $# -eq 0 ]; then
+  set -- asan-ubsan clang-neon sse2 clang scalar tsan
+  if has avx512f; then set -- "$@" avx2; fi
+  # The newer xsimd costs nothing where the sanitizers look at it: they compile nearly the same files.
+  if runs_here xsimd-13; then
+    export sanitized=-DATTENTION_BALANCER_HOST_HEADERS=build-xsimd-13/debian/usr/include
+  fi
+fi
+# Catch2 takes as long to compile as the tests of a folder: once for all that run here by themselves.
+mkdir -p build-main
+g++ -std=c++20 -O0 -Itests -DCATCH_CONFIG_FAST_COMPILE -c tests/support/main.cpp -o build-main/main.o
+export ATTENTION_BALANCER_TEST_MAIN="$PWD/build-main/main.o"
+jobs=$(nproc) start=$(date +%s)
+[ $# -eq 1 ] || jobs=$(((jobs + 1) / 2))
+export jobs start
+{ printf '%s\n' "$@" | xargs -P 2 -n 1 sh tests/full.sh --check || echo "others: 0 passed, 1 failed"; } |
+  tee build-main/verdicts.txt
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+awk '$3 == "passed," { passed += $2; failed += $4 } END { print passed " passed, " failed " failed"; exit failed > 0 }' \
+  build-main/verdicts.txt

@@ -8,11 +8,16 @@
 #include <random>
 #include <sstream>
 
+#include "support/options.hpp"
+
 namespace property {
 
 void holds(const std::string& what, const std::function<void()>& property, int cases) {
   auto parameters = rc::detail::configuration().testParams;
-  if (!std::getenv("RC_PARAMS")) parameters.seed = 20240229, parameters.maxSuccess = cases;
+  if (!std::getenv("RC_PARAMS")) {
+    parameters.seed = 20240229;
+    parameters.maxSuccess = support::quick() ? (cases + 3) / 4 : cases;
+  }
   rc::detail::TestMetadata metadata;
   metadata.id = metadata.description = what;
   const auto result = rc::detail::checkTestable(property, metadata, parameters);

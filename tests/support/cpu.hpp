@@ -29,4 +29,7 @@ inline const char* missing_isa() {
   return nullptr;
 }
 
+/// The same of the test program, whose main() may come from another build: tests/support/cpu.cpp.
+const char* isa_missing_to_tests();
+
 }  // namespace support

@@ -265,6 +265,7 @@ class ResourceBalancer {
   /// The units of a plan at these shares.
   std::vector<Index> whole_units(const std::vector<T>& shares, const Plan& plan) const {
     detail::check_total(plan.total, shares.size());
+    plan.how.validate();  // here, where it is not blamed on the bounds
     std::vector<Index> lower, upper;
     lower.reserve(shares.size()), upper.reserve(shares.size());
     for (Index i = 0; i < size(); ++i) {

@@ -1,5 +1,5 @@
 #pragma once
-// Moving the kept tokens to the front, in place, in whatever holds them.
+// Moving the kept tokens to the front, in place, in whatever holds them, and rows back to their places.
 
 #include <concepts>
 #include <cstddef>
@@ -27,6 +27,16 @@ constexpr TensorView<T> rows(T* data, Index tokens, Index width, Index stride = 
 }  // namespace execute
 
 namespace detail {
+
+template <class>
+inline constexpr bool is_view = false;
+template <class T>
+inline constexpr bool is_view<TensorView<T>> = true;
+
+template <class>
+inline constexpr bool is_span = false;
+template <class T, std::size_t N>
+inline constexpr bool is_span<std::span<T, N>> = true;
 
 template <class>
 inline constexpr bool is_mutable_view = false;
@@ -73,15 +83,28 @@ concept Compactable = is_mutable_view<Plain> || is_mutable_span<Plain> ||
                        !std::is_const_v<std::remove_reference_t<State>>) ||
                       (ShrinkingMatrix<State> && is_lasting<State>);
 
+/// What rows can be read from: the same, and constant.
+template <class State, class Plain = std::remove_cvref_t<State>>
+concept Readable = is_view<Plain> || is_span<Plain> || TokenSequence<State> || RowMatrix<State>;
+
+/// Whether rows of one can be assigned to rows of the other: both views, both matrices, or an element per token both.
+template <class From, class To, class F = std::remove_cvref_t<From>, class T = std::remove_cvref_t<To>>
+inline constexpr bool are_alike = is_view<F> == is_view<T> && RowMatrix<F> == RowMatrix<T>;
+
+/// What can be expanded into what.
+template <class From, class To>
+inline constexpr bool is_expandable = Readable<const From&> && Compactable<To> && are_alike<From, To>;
+
 /// Number of tokens in `state`; throws ShapeError if it is memory that rows cannot be moved in.
 template <class State>
 Index tokens_in(const State& state) {
-  if constexpr (is_mutable_view<State>) {
+  if constexpr (is_view<State>) {
     if (state.batch == 0 || state.heads == 0 || state.length == 0 || state.dim == 0) return state.length;
-    if (!state.data) fail<ShapeError>("data of the view to compact", "null", "point at its elements");
+    if (!state.data) fail<ShapeError>("data of a view of tokens", "null", "point at its elements");
+    if constexpr (!is_mutable_view<State>) return state.length;  // what is read may be broadcast
     if ((state.batch > 1 && state.batch_stride == 0) || (state.heads > 1 && state.head_stride == 0) ||
         (state.length > 1 && state.length_stride == 0) || (state.dim > 1 && state.dim_stride == 0))
-      fail<ShapeError>("stride of the view to compact", Index(0), "not be 0 where the size is above 1");
+      fail<ShapeError>("stride of a view of tokens", Index(0), "not be 0 where the size is above 1");
     return state.length;
   } else if constexpr (RowMatrix<State>) {
     return static_cast<Index>(state.rows());
@@ -93,7 +116,7 @@ Index tokens_in(const State& state) {
 /// Where the elements lie; null if unknown or none.
 template <class State>
 const void* memory_of(const State& state) {
-  if constexpr (is_mutable_view<State>)
+  if constexpr (is_view<State>)
     return state.data;
   else if constexpr (requires { static_cast<const void*>(state.data()); })
     return state.data();
@@ -128,6 +151,40 @@ void move_rows(State& state, std::span<const Index> kept) {
   } else {
     for (Index k = 0; k < size; ++k)
       if (from(k) != k) state[static_cast<std::size_t>(k)] = std::move(state[static_cast<std::size_t>(from(k))]);
+  }
+}
+
+/// Throws ShapeError unless the rows of one have the sizes of the other's.
+template <class From, class To>
+void check_rows(const From& from, const To& to) {
+  auto check = [](const char* what, Index was, Index expected) {
+    if (was != expected)
+      fail<ShapeError>(std::string(what) + " of what is expanded", was,
+                       "be " + std::to_string(expected) + " as of what it is expanded into");
+  };
+  if constexpr (is_view<From>) {
+    check("batch", from.batch, to.batch);
+    check("heads", from.heads, to.heads);
+    check("dim", from.dim, to.dim);
+  } else if constexpr (RowMatrix<From>) {
+    check("number of columns", static_cast<Index>(from.cols()), static_cast<Index>(to.cols()));
+  }
+}
+
+/// Row place(k) of `to` = row source(k) of `from` for all k below `count`.
+template <class From, class To, class Place, class Source>
+void copy_rows(const From& from, To& to, Index count, Place place, Source source) {
+  if constexpr (is_view<From>) {
+    for (Index b = 0; b < to.batch; ++b)
+      for (Index h = 0; h < to.heads; ++h)
+        for (Index k = 0; k < count; ++k)
+          for (Index c = 0; c < to.dim; ++c) to(b, h, place(k), c) = from(b, h, source(k), c);
+  } else if constexpr (RowMatrix<From>) {
+    for (Index k = 0; k < count; ++k)
+      for (Index c = 0; c < to.cols(); ++c) to(place(k), c) = from(source(k), c);
+  } else {
+    for (Index k = 0; k < count; ++k)
+      to[static_cast<std::size_t>(place(k))] = from[static_cast<std::size_t>(source(k))];
   }
 }
 

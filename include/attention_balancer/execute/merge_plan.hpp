@@ -136,6 +136,18 @@ class MergePlan {
     kept_.compact(std::forward<States>(states)...);
   }
 
+  /// The way back ("unmerge"): row i of `to`, which has tokens(), becomes a copy of row places()[i] of `from`, which
+  /// has the size() rows that apply left or what became of them: every member gets what its group has. The arguments
+  /// and errors are those of TokenPlan::expand. Source: Bolya and Hoffman, Token Merging for Fast Stable Diffusion,
+  /// arXiv 2303.17604.
+  template <class From, class To>
+  void expand(const From& from, To&& to) const {
+    kept_.check_expanded<From, To&&>(from, to);
+    if constexpr (detail::is_expandable<From, To&&>)
+      detail::copy_rows(
+          from, to, tokens(), [](Index i) { return i; }, [this](Index i) { return place(i); });
+  }
+
  private:
   template <class = void>
   static TokenPlan make(const std::vector<Index>& into) {

@@ -52,6 +52,27 @@ class TokenPlan : public allocate::Selection {
     (shorten<States>(states), ...);
   }
 
+  /// The way back: row k of `from`, which has the size() tokens that compact left or what became of them, is copied to
+  /// row kept()[k] of `to`, which has tokens(). The rows of dropped tokens stay as they are in `to`: zeros, or what
+  /// they were before the layers that they skip. Dense prediction needs it (Tang et al., DToP, arXiv 2308.01045).
+  ///
+  ///     auto grid = features;                                                // every token
+  ///     plan.compact(features);
+  ///     layer(features);                                                     // the kept ones
+  ///     plan.expand(features, grid);
+  ///
+  /// Both are what compact takes, of one kind: two TensorViews, two matrices, or two with an element per token. `from`
+  /// may be constant. Throws ShapeError if the sizes do not fit and InputError if both are the same memory, before
+  /// anything is written.
+  template <class From, class To>
+  void expand(const From& from, To&& to) const {
+    check_expanded<From, To&&>(from, to);
+    if constexpr (detail::is_expandable<From, To&&>)
+      detail::copy_rows(
+          from, to, size(), [this](Index k) { return kept()[static_cast<std::size_t>(k)]; },
+          [](Index k) { return k; });
+  }
+
   /// Throws what compact would throw, and changes nothing.
   template <class... States>
   void check(const std::remove_reference_t<States>&... states) const {
@@ -65,6 +86,27 @@ class TokenPlan : public allocate::Selection {
   }
 
  private:
+  friend class MergePlan;
+
+  /// What expand throws.
+  template <class From, class To>
+  void check_expanded(const From& from, const std::remove_reference_t<To>& to) const {
+    static_assert(detail::is_expandable<From, To>,
+                  "attention_balancer: expand takes two TensorViews, two matrices with tokens in rows, or two spans or "
+                  "containers with one element per token, the second neither constant nor an owning temporary");
+    if constexpr (detail::is_expandable<From, To>) {
+      if (const Index n = detail::tokens_in(from); n != size())
+        detail::fail<ShapeError>("number of tokens to expand", n,
+                                 "be " + std::to_string(size()) + " as the plan keeps");
+      if (const Index n = detail::tokens_in(to); n != tokens())
+        detail::fail<ShapeError>("number of tokens to expand into", n,
+                                 "be " + std::to_string(tokens()) + " as in the plan");
+      detail::check_rows(from, to);
+      if (const void* memory = detail::memory_of(to); memory != nullptr && memory == detail::memory_of(from))
+        detail::fail<InputError>("what is expanded into", "the memory of what is expanded", "be of its own");
+    }
+  }
+
   template <class = void>
   void check_tokens(int place, Index tokens) const {
     if (tokens != items())

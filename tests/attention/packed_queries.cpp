@@ -367,7 +367,7 @@ TEST_CASE("packed queries that do not fit are refused", "[attention][cache][pack
                     ContainsSubstring("PackedQueries number of sequences is 3, but must equal cache.batch = 2"));
   CHECK_THROWS_WITH(run(Offsets{0, 13}), ContainsSubstring("PackedQueries number of sequences is 1"));
   CHECK_THROWS_WITH(run(Offsets{}), ContainsSubstring("PackedQueries number of offsets is 0"));
-  CHECK_THROWS_WITH(run(Offsets{5}), ContainsSubstring("PackedQueries number of offsets is 1"));
+  CHECK_THROWS_WITH(run(Offsets{5}), ContainsSubstring("PackedQueries number of sequences is 0"));
   CHECK_THROWS_WITH(run(Offsets{0, 2, 19}), ContainsSubstring("PackedQueries offset 2 is 19"));
   CHECK_THROWS_WITH(run(Offsets{0, 3, 2}), ContainsSubstring("PackedQueries offset 2 is 2"));
   CHECK_THROWS_WITH(run(Offsets{-1, 3, 4}), ContainsSubstring("PackedQueries offset 0 is -1"));

@@ -72,10 +72,10 @@ TEST_CASE("sizes that do not fit", "[bad input]") {
   SECTION("length of out") { call.out.length = 4, call.refuses<ab::ShapeError>("out.length is 4"); }
   SECTION("dim of k") { call.k.dim = 2, call.evidence_refuses<ab::ShapeError>("k.dim is 2"); }
   SECTION("dim of out") { call.out.dim = 6, call.refuses<ab::ShapeError>("out.dim is 6"); }
-  SECTION("no batch") { call.q.batch = 0, call.evidence_refuses<ab::ShapeError>("q.batch is 0"); }
+  SECTION("no batch of q") { call.q.batch = 0, call.evidence_refuses<ab::ShapeError>("must equal q.batch = 0"); }
   SECTION("no heads") { call.q.heads = 0, call.evidence_refuses<ab::ShapeError>("q.heads is 0"); }
   SECTION("no heads of keys") { call.k.heads = 0, call.evidence_refuses<ab::ShapeError>("k.heads is 0"); }
-  SECTION("no queries") { call.q.length = 0, call.evidence_refuses<ab::ShapeError>("q.length is 0"); }
+  SECTION("no queries but outputs") { call.q.length = 0, call.refuses<ab::ShapeError>("must equal q.length = 0"); }
   SECTION("no features") { call.q.dim = 0, call.evidence_refuses<ab::ShapeError>("q.dim is 0"); }
   SECTION("no values") { call.v.dim = call.out.dim = 0, call.refuses<ab::ShapeError>("v.dim is 0"); }
   SECTION("negative") {

@@ -47,7 +47,8 @@ void run_backward(BackwardCall<T>& call, std::span<const Evidence<T>> evidence, 
       [&](const auto&... modifier) {
         [[maybe_unused]] auto take = [&](const auto& m) {
           if constexpr (is_gradient<std::remove_cvref_t<decltype(m)>>)
-            targets[static_cast<std::size_t>(call.modifiers)] = m.target();
+            if (m.target().size() > 0)  // of no query there is no row
+              targets[static_cast<std::size_t>(call.modifiers)] = m.target();
           ++call.modifiers;
         };
         (take(modifier), ...);
@@ -182,7 +183,8 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// one part in a thousand.
 ///
 /// Score modifiers need a pullback (see ScoreModifier). The bits are the same for any executor and number of
-/// threads. What is masked gets no gradient and gives none, not even as NaN; a query that sees no key gets 0.
+/// threads. What is masked gets no gradient and gives none, not even as NaN; a query that sees no key gets 0, and
+/// so do keys and parameters where there is no query.
 /// Throws as attention does, all before anything is written.
 /// Source: Dao et al., FlashAttention, arXiv 2205.14135, algorithm 4; Dao, FlashAttention-2, arXiv 2307.08691.
 template <class Q, class K, class V, class O, class L, class DO, class DQ, class DK, class DV, class... P>

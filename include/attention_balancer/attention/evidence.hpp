@@ -146,8 +146,8 @@ class QueryWeights {
     return w;
   }
 
-  /// The queries in [begin, end) count 1, the others 0. Throws InputError unless 0 <= begin < end; a call with fewer
-  /// than `end` queries throws ShapeError.
+  /// The queries in [begin, end) count 1, the others 0. Throws InputError unless 0 <= begin < end; a call that has
+  /// queries, but fewer than `end`, throws ShapeError.
   template <class = void>
   static QueryWeights range(Index begin, Index end) {
     if (begin < 0) detail::fail<InputError>("QueryWeights::range begin", begin, "not be negative");
@@ -209,7 +209,7 @@ class QueryWeights {
     if (kind_ == Kind::given && count_ != queries)
       detail::fail<ShapeError>("QueryWeights::of number of weights", count_,
                                "equal q.length = " + std::to_string(queries));
-    if (kind_ == Kind::range && count_ > queries)
+    if (kind_ == Kind::range && count_ > queries && queries > 0)
       detail::fail<ShapeError>("QueryWeights::range end", count_, "be at most q.length = " + std::to_string(queries));
   }
 

@@ -125,6 +125,10 @@ void run_with_policies(Call<T>& call, Run run, P&... policies) {
     check_evidence(*evidence, call.weights);
   }
   (check_borrowed(policies, call.out, evidence), ...);
+  if (call.problem.batch == 0 || call.problem.queries == 0) {  // their tensors may have no data: nobody computes
+    if (evidence != nullptr) EvidenceAccess::reshape(*evidence, evidence_shape_of(call));
+    return;
+  }
 
   with_executor_and_workspace<T>(
       work_of(call.problem),
@@ -202,7 +206,8 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// out = softmax(mask(modifiers(scale * Q K^T))) V, exact, in memory linear in the lengths.
 ///
 /// Shapes: q [B, Hq, Nq, D], k [B, Hkv, Nk, D], v [B, Hkv, Nk, Dv], out [B, Hq, Nq, Dv]; Hq a multiple of Hkv, query
-/// head h attends to key head h / (Hq / Hkv). Nk may be 0; all else is at least 1. Any strides.
+/// head h attends to key head h / (Hq / Hkv). Any strides. B, Nq and Nk may be 0; all else is at least 1. Without
+/// queries there is no output, and the evidence is that of nobody: mass and exposure of every key 0.
 ///
 /// Policies come in any number and order: score modifiers (applied in the order given, score::Scale first; without
 /// one the scale is 1 / sqrt(D)), masks (they intersect), a normaliser (default normalize::Softmax), a normalize::Sink,

@@ -25,10 +25,10 @@ class Offsets {
   }
   Index length(Index sequence) const noexcept { return begin(sequence + 1) - begin(sequence); }
 
-  /// Throws ShapeError unless there are two or more, which do not decrease, in [0, length].
+  /// Throws ShapeError unless there is one at least, and they do not decrease, in [0, length].
   void check(const char* name, Index length) const {
     auto of = [name](const std::string& part) { return name + part; };  // only of what is wrong: it allocates
-    if (size() < 2) fail<ShapeError>(of(" number of offsets"), size(), "be at least 2");
+    if (size() < 1) fail<ShapeError>(of(" number of offsets"), size(), "be at least 1");
     Index least = 0;
     for (Index i = 0; i < size(); ++i) {
       if (begin(i) < least || begin(i) > length)

@@ -173,9 +173,7 @@ template <class = void>
 Problem check_queries_and_keys(const Layout& q, const Layout& k) {
   check_layout(q);
   check_layout(k);
-  require_at_least_one("q.batch", q.sizes[0]);
   require_at_least_one("q.heads", q.sizes[1]);
-  require_at_least_one("q.length", q.sizes[2]);
   require_at_least_one("q.dim", q.sizes[3]);
   require_same(k, q, 0);
   require_at_least_one("k.heads", k.sizes[1]);

@@ -73,7 +73,7 @@ class BackwardWorker {
       heads_in_turn_ = heads_in_turn_ || (target.heads == 1 && p_.kv_heads > 1);
     }
     groups_ = (batch_in_turn_ ? 1 : p_.batch) * (heads_in_turn_ ? 1 : p_.kv_heads);
-    slots_ = std::clamp(concurrency, Index(1), groups_ * chunks_.count);
+    slots_ = std::clamp(concurrency, Index(1), std::max(groups_ * chunks_.count, Index(1)));
     // With groups enough for everybody a worker takes whole ones and keeps one chunk's sums at a time.
     by_chunk_ = chunks_.count > 1 && slots_ > 1 && groups_ < 2 * slots_;
     if (!by_chunk_) slots_ = std::min(slots_, groups_);
@@ -146,6 +146,7 @@ class BackwardWorker {
 
   template <class Run, class F>
   void share(const Run& executor, Index items, F f) {
+    if (items == 0) return;
     std::atomic<Index> next{0};
     executor.for_each(std::min(slots_, items), [&](Index slot) {
       BackwardScratch<T> scratch;

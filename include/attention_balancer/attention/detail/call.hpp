@@ -110,6 +110,15 @@ struct Call {
   Index first_batch = 0;  // what policies are told batch item 0 is: the number of a packed sequence
 };
 
+/// What an Evidence of the call holds.
+template <Scalar T>
+EvidenceShape evidence_shape_of(const Call<T>& call) noexcept {
+  const Problem& p = call.problem;
+  return {.batch = p.batch, .heads = p.heads, .queries = p.queries, .keys = p.keys,
+          .with_mass = call.weights.kind() != QueryWeights::Kind::none, .statistic = call.statistic,
+          .with_support = is_sparse(call.normalization)};
+}
+
 /// Up to so many queries a head decodes; more fill the lanes of the other kernel well enough.
 inline constexpr Index decode_queries = 8;
 

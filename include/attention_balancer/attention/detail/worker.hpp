@@ -74,11 +74,7 @@ class Worker {
     if (evidence_ != nullptr) EvidenceAccess::reshape(*evidence_, evidence_shape());
   }
 
-  EvidenceShape evidence_shape() const noexcept {
-    const Problem& p = call_.problem;
-    return {.batch = p.batch, .heads = p.heads, .queries = p.queries, .keys = p.keys, .with_mass = with_mass_,
-            .statistic = call_.statistic, .with_support = is_sparse(call_.normalization)};
-  }
+  EvidenceShape evidence_shape() const noexcept { return evidence_shape_of(call_); }
 
   Index slot_bytes() const noexcept { return slot_bytes_; }
 

@@ -354,6 +354,26 @@ TEST_CASE("sequences without a query leave empty evidence and nothing else", "[a
   CHECK(std::all_of(memory.begin(), memory.end(), [](float y) { return y == 77; }));
 }
 
+TEST_CASE("offsets in braces are copied", "[attention][cache][packed]") {
+  const Ragged<float> x({{2, 20}, {3, 5}}, 5);
+  Tensor<float> expected = x.output(), out = x.output(), of_tensors = x.output();
+  ab::attention(x.q.view(), x.whole, expected.view(), ab::PackedQueries(x.offsets));
+  const ab::PackedQueries packed({2, 4, 7});
+  ab::attention(x.q.view(), x.whole, out.view(), packed);
+  CHECK(out.memory() == expected.memory());
+  ab::KvCache<float> cache(2, kv_heads, 25, dim, value_dim);
+  const auto k = part(x.k.view(), 0, 0, 23), v = part(x.v.view(), 0, 0, 23);
+  cache.append({0, 20, 23}, k, v);
+  CHECK((cache.length(0) == 20 && cache.length(1) == 3));
+  ab::attention(x.q.view(), cache, expected.view(), packed);
+  const ab::PackedSequences sequences({2, 4, 7}, {0, 20, 23});
+  ab::attention(x.q.view(), k, v, of_tensors.view(), sequences);
+  CHECK(of_tensors.memory() == expected.memory());
+  CHECK(sequences.sequences() == 2);
+  CHECK_THROWS_WITH(ab::PackedQueries({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}),
+                    Catch::Matchers::ContainsSubstring("PackedQueries braced list length is 17"));
+}
+
 TEST_CASE("packed queries that do not fit are refused", "[attention][cache][packed][shape]") {
   const Ragged<float> x({{2, 20}, {11, 5}}, 5);
   using Offsets = std::vector<Index>;

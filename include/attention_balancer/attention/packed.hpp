@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,7 +23,7 @@ namespace attention_balancer {
 /// To the other policies each sequence is a batch item with its own numbers of queries and keys, so causal masks
 /// are aligned within it. A view that they borrow is [sequences or 1, Hq or 1, longest queries or 1, longest keys
 /// or 1]. Evidence is observed per sequence, by observe() of a span with one Evidence each. The results are those
-/// of each sequence alone, bit by bit. Borrows the offsets.
+/// of each sequence alone, bit by bit. Borrows the offsets; braced lists of up to 16 are copied.
 class PackedSequences {
  public:
   PackedSequences(std::span<const Index> queries, std::span<const Index> keys) noexcept
@@ -33,6 +34,14 @@ class PackedSequences {
       : PackedSequences(std::span<const Index>(queries), std::span<const Index>(keys)) {}
   PackedSequences(const std::vector<std::int32_t>& queries, const std::vector<std::int32_t>& keys) noexcept
       : PackedSequences(std::span<const std::int32_t>(queries), std::span<const std::int32_t>(keys)) {}
+  /// Throws ShapeError if a list is longer than 16.
+  PackedSequences(std::initializer_list<Index> queries, std::initializer_list<Index> keys)
+      : queries_("PackedSequences queries", queries), keys_("PackedSequences keys", keys) {}
+  // One list and something else: the list would become a vector that dies at the end of the statement.
+  template <class Q>
+  PackedSequences(Q&&, std::initializer_list<Index>) = delete;
+  template <class K>
+  PackedSequences(std::initializer_list<Index>, K&&) = delete;
   template <detail::OwningTemporary Q, class K>
   PackedSequences(Q&&, K&&) = delete;
   template <class Q, detail::OwningTemporary K>
@@ -76,7 +85,8 @@ class PackedSequences {
 ///     ab::attention(q, cache, out, ab::PackedQueries(offsets), ab::mask::Causal{}, ab::observe(evidence_of_each));
 ///
 /// To the other policies, and in the evidence, it is as with PackedSequences: the results are those of each sequence
-/// alone, bit by bit, and its Evidence has as many keys as it has itself. Borrows the offsets.
+/// alone, bit by bit, and its Evidence has as many keys as it has itself. Borrows the offsets; a braced list of up to 16
+/// is copied.
 class PackedQueries {
  public:
   PackedQueries(std::span<const Index> queries) noexcept : queries_(queries) {}
@@ -84,6 +94,8 @@ class PackedQueries {
   PackedQueries(const std::vector<Index>& queries) noexcept : queries_(std::span<const Index>(queries)) {}
   PackedQueries(const std::vector<std::int32_t>& queries) noexcept
       : queries_(std::span<const std::int32_t>(queries)) {}
+  /// Throws ShapeError if the list is longer than 16.
+  PackedQueries(std::initializer_list<Index> queries) : queries_("PackedQueries", queries) {}
   template <detail::OwningTemporary Q>
   PackedQueries(Q&&) = delete;
 

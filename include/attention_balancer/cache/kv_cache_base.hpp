@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -84,6 +85,10 @@ class KvCacheBase {
   template <class K, class V>
   void append(std::span<const std::int32_t> offsets, const TensorView<K>& k, const TensorView<V>& v) {
     append_packed(offsets, k, v);
+  }
+  template <class K, class V>
+  void append(std::initializer_list<Index> offsets, const TensorView<K>& k, const TensorView<V>& v) {
+    append_packed(std::span<const Index>(offsets.begin(), offsets.size()), k, v);
   }
 
   /// Keeps the tokens in `kept` slots of sequence b, ascending, and evicts the others: slot i becomes what slot

@@ -1,8 +1,10 @@
 #pragma once
 // Where sequences begin that lie one after the other.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 
@@ -12,16 +14,22 @@
 namespace attention_balancer {
 namespace detail {
 
-/// Where sequences that lie one after the other begin, and where the last one ends. Borrows the numbers.
+/// Where sequences that lie one after the other begin, and where the last one ends. Borrows the numbers, but
+/// for a braced list.
 class Offsets {
  public:
   Offsets(std::span<const Index> offsets) noexcept : wide_(offsets) {}
   Offsets(std::span<const std::int32_t> offsets) noexcept : narrow_(offsets) {}
+  Offsets(const char* name, std::initializer_list<Index> offsets) : copied_(static_cast<Index>(offsets.size())) {
+    if (copied_ > most_copied)
+      fail<ShapeError>(std::string(name) + " braced list length", copied_, "be at most " + std::to_string(most_copied));
+    std::copy(offsets.begin(), offsets.end(), copy_);
+  }
 
-  Index size() const noexcept { return static_cast<Index>(wide_.size() + narrow_.size()); }
+  Index size() const noexcept { return copied_ + static_cast<Index>(wide_.size() + narrow_.size()); }
   Index begin(Index sequence) const noexcept {
     const auto at = static_cast<std::size_t>(sequence);
-    return narrow_.empty() ? wide_[at] : static_cast<Index>(narrow_[at]);
+    return copied_ > 0 ? copy_[at] : narrow_.empty() ? wide_[at] : static_cast<Index>(narrow_[at]);
   }
   Index length(Index sequence) const noexcept { return begin(sequence + 1) - begin(sequence); }
 
@@ -45,6 +53,9 @@ class Offsets {
   }
 
  private:
+  static constexpr Index most_copied = 16;
+  Index copy_[most_copied] = {};
+  Index copied_ = 0;
   std::span<const Index> wide_;
   std::span<const std::int32_t> narrow_;
 };

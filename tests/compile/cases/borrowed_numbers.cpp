@@ -7,6 +7,8 @@
 // case 6: deleted
 // case 7: deleted
 // case 8: deleted
+// case 9: deleted
+// case 10: deleted
 #include <vector>
 
 #include "attention_balancer/attention_balancer.hpp"
@@ -27,6 +29,8 @@ void f(const std::vector<float>& floats, const std::vector<double>& doubles, con
   (void)ab::QueryWeights::of(doubles);
   (void)ab::PackedSequences(counts, counts);
   (void)ab::PackedQueries(counts);
+  (void)ab::PackedSequences({0, 4}, {0, 9});
+  (void)ab::PackedQueries({0, 4});
 #elif CASE == 1
   (void)ab::score::KeyBias<float>(numbers());
 #elif CASE == 2
@@ -43,6 +47,10 @@ void f(const std::vector<float>& floats, const std::vector<double>& doubles, con
   (void)ab::PackedQueries(lengths());
 #elif CASE == 8
   (void)ab::PackedSequences(counts, lengths());
+#elif CASE == 9
+  (void)ab::PackedSequences(counts, {0, 9});
+#elif CASE == 10
+  (void)ab::PackedSequences({0, 4}, counts);
 #endif
   (void)floats, (void)doubles, (void)counts;
 }

@@ -274,7 +274,7 @@ TEST_CASE("the backward pass of packed sequences refuses what does not fit befor
   wrong.pop_back();
   refuses("number of evidences is 1", wrong, packed);
   wrong.emplace_back();
-  refuses("evidence[1].batch() is 0", wrong, packed);
+  refuses("evidence[1] is empty, but must have been observed first", wrong, packed);
   refuses("lse.dim is 5", ab::bhsd(in.data(), 1, 1, 1, 5), packed);
   const std::vector<float> three(3), five(5);
   refuses("evidence::MassGradient", evidence, packed, ab::evidence::MassGradient(five));

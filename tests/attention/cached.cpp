@@ -423,6 +423,8 @@ TEMPLATE_TEST_CASE("two parts merge into the whole", "[attention][merge]", SCALA
     ab::reference::attention(in.q.view(), in.k.view(), in.v.view(), whole.view(),
                              ab::observe(truth, weights, ab::evidence::squares));
     CHECK_THROWS_AS(ab::merge(o1.view(), e1, o2.view(), e2, both.view(), merged), ab::InputError);
+    CHECK_THROWS_WITH(ab::merge(o1.view(), e1, o2.view(), ab::Evidence<T>(), both.view(), merged),
+                      Catch::Matchers::ContainsSubstring("second evidence is empty, but must have been observed"));
     ab::merge(o1.view(), e1, o2.view(), e2, both.view(), merged, 1);
     std::vector<T> lse1, lse2, lse(24);
     const double eps = 64 * static_cast<double>(std::numeric_limits<T>::epsilon());

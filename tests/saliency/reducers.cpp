@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "attention_balancer/attention/detail/evidence_access.hpp"
+#include "attention_balancer/balancer/resource_balancer.hpp"
+#include "attention_balancer/saliency/accumulated.hpp"
 #include "support/catch.hpp"
 
 namespace ab = attention_balancer;
@@ -175,11 +177,30 @@ TEST_CASE("saliency names what is wrong with the evidence") {
 
   ab::Evidence<float> without;
   CHECK_THROWS_AS(ab::saliency::mass(without), ab::InputError);
-  CHECK_THROWS_WITH(ab::saliency::mass(without), ContainsSubstring("empty"));
+  CHECK_THROWS_WITH(ab::saliency::mass(without),
+                    "evidence is empty, but must have been observed first: pass observe(evidence) to attention");
   EvidenceAccess::reshape(without, {1, 1, 4, 3, false, Kind::mass});
   CHECK_THROWS_AS(ab::saliency::mass(without), ab::InputError);
   CHECK_THROWS_AS(ab::saliency::per_exposure(without, ab::Head{0}), ab::InputError);
   CHECK_THROWS_WITH(ab::saliency::mass(without), ContainsSubstring("QueryWeights::none()"));
+}
+
+TEST_CASE("evidence of no queries is no saliency, which a balancer takes as the same for all") {
+  ab::Evidence<float> evidence;
+  EvidenceAccess::reshape(evidence, {1, 2, 0, 3, true, Kind::squares});
+  const std::vector<float> nothing(3);
+  CHECK(ab::saliency::mass(evidence) == nothing);
+  CHECK(ab::saliency::per_exposure(evidence) == nothing);
+  CHECK(ab::saliency::mean_and_variance(evidence, 1) == nothing);
+  CHECK(ab::saliency::entropy(evidence).empty());
+  ab::saliency::Accumulated<float> received(2);
+  received.add(evidence);
+  CHECK(received.sum() == nothing);
+  ab::ResourceBalancer<float> balancer(3);
+  const auto shares = balancer.update(ab::saliency::mass(evidence));
+  for (const float share : shares) CHECK(share == Approx(1.0 / 3));
+  EvidenceAccess::reshape(evidence, {0, 2, 4, 3, true, Kind::mass});
+  CHECK_THROWS_WITH(ab::saliency::mass(evidence), "saliency batch is 0, but must be in [0, batch = 0)");
 }
 
 TEST_CASE("evidence without keys gives an empty saliency") {

@@ -275,6 +275,13 @@ Observation<T, Statistic> observe(Evidence<T>& target, QueryWeights weights = Qu
 
 namespace detail {
 
+/// Throws InputError unless a call has observed it.
+template <Scalar T>
+void require_observed(const Evidence<T>& evidence, const char* name) {
+  if (evidence.heads() == 0)
+    fail<InputError>(name, "empty", "have been observed first: pass observe(evidence) to attention");
+}
+
 template <class>
 inline constexpr bool is_observation = false;
 template <class T, evidence::Kind Statistic>

@@ -111,6 +111,8 @@ void merge(const std::type_identity_t<TensorView<const T>>& o1, const Evidence<T
   using detail::EvidenceAccess;
   using detail::fail;
   detail::check_merge<T>(o1, o2, out);
+  detail::require_observed(e1, "first evidence");
+  detail::require_observed(e2, "second evidence");
   for (const Evidence<T>* e : {&e1, &e2}) {
     if (e == &merged) fail<InputError>("merged evidence", "one of the parts", "be an object of its own");
     detail::require_equal("evidence batch", e->batch(), "out.batch", out.batch);

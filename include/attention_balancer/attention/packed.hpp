@@ -85,8 +85,8 @@ class PackedSequences {
 ///     ab::attention(q, cache, out, ab::PackedQueries(offsets), ab::mask::Causal{}, ab::observe(evidence_of_each));
 ///
 /// To the other policies, and in the evidence, it is as with PackedSequences: the results are those of each sequence
-/// alone, bit by bit, and its Evidence has as many keys as it has itself. Borrows the offsets; a braced list of up to 16
-/// is copied.
+/// alone, bit by bit, and its Evidence has as many keys as it has itself. Borrows the offsets; a braced list of up to
+/// 16 is copied.
 class PackedQueries {
  public:
   PackedQueries(std::span<const Index> queries) noexcept : queries_(queries) {}

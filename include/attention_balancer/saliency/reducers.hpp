@@ -22,8 +22,7 @@ namespace detail {
 /// Throws unless there is an item `batch` of `evidence`.
 template <Scalar T>
 void check_observed(const Evidence<T>& evidence, Index batch) {
-  if (evidence.batch() == 0)
-    fail<InputError>("evidence", "empty", "have been observed by a call of attention first");
+  require_observed(evidence, "evidence");
   if (batch < 0 || batch >= evidence.batch())
     fail<ShapeError>("saliency batch", batch, "be in [0, batch = " + std::to_string(evidence.batch()) + ")");
 }

@@ -61,13 +61,14 @@ inline constexpr bool is_evidence_list = std::is_same_v<L, std::vector<Evidence<
 template <class T, class U, std::size_t E>
 inline constexpr bool is_evidence_list<T, std::span<U, E>> = std::is_same_v<std::remove_const_t<U>, Evidence<T>>;
 
-/// Throws ShapeError unless this is the evidence of such a call.
+/// Throws InputError if nothing was observed, and ShapeError unless this is the evidence of such a call.
 template <Scalar T>
 void check_evidence_sizes(const Evidence<T>& evidence, const Problem& p, Index sequence = -1) {
-  auto check = [sequence](const char* size, Index was, const char* other, Index expected) {
-    if (was == expected) return;  // before a name is made, which allocates
-    const std::string name = sequence < 0 ? "evidence" : "evidence[" + std::to_string(sequence) + ']';
-    require_equal((name + size).c_str(), was, other, expected);
+  // Only of what is wrong: it allocates.
+  auto name = [sequence] { return sequence < 0 ? "evidence" : "evidence[" + std::to_string(sequence) + ']'; };
+  if (evidence.heads() == 0) require_observed(evidence, name().c_str());
+  auto check = [&](const char* size, Index was, const char* other, Index expected) {
+    if (was != expected) require_equal((name() + size).c_str(), was, other, expected);
   };
   check(".batch()", evidence.batch(), "q.batch", p.batch);
   check(".heads()", evidence.heads(), "q.heads", p.heads);

@@ -90,6 +90,9 @@ class Evidence {
   /// normalize::Sparsemax and Entmax15 the threshold tau of the scores: what scores no more gets exactly nothing.
   std::span<const T> lse(Index b, Index h) const { return row(lse_, b, h, queries_); }
 
+  /// [batch, heads, queries] all of them, contiguous: what `merge` takes.
+  std::span<const T> lse() const noexcept { return lse_; }
+
   /// [queries] number of keys that each query gives weight to; empty with softmax, which gives to all that it sees.
   std::span<const Index> support(Index b, Index h) const {
     return row(support_, b, h, support_.empty() ? 0 : queries_);

@@ -69,10 +69,10 @@ ATTENTION_BALANCER_END_ISA
 ATTENTION_BALANCER_BEGIN_ISA
 
 /// (o1, lse1) of some keys and (o2, lse2) of others become (out, lse) of all of them: outputs [B, H, Nq, Dv], lse
-/// [B * H * Nq] contiguous, natural logarithms. `out` may be the view o1 or o2, and `lse` the span lse1 or lse2. A
-/// part that saw nothing (lse -inf) does not count. A sink belongs to one part only. Throws ShapeError before
-/// anything is written. Source: Dao et al., FlashAttention, arXiv 2205.14135; FlashInfer's state merge, arXiv
-/// 2501.01005.
+/// [B * H * Nq] contiguous, natural logarithms, as `Evidence::lse()` shows them. `out` may be the view o1 or o2, and
+/// `lse` the span lse1 or lse2. A part that saw nothing (lse -inf) does not count. A sink belongs to one part only.
+/// Throws ShapeError before anything is written. Source: Dao et al., FlashAttention, arXiv 2205.14135; FlashInfer's
+/// state merge, arXiv 2501.01005.
 template <Scalar T>
 void merge(const TensorView<const T>& o1, std::type_identity_t<std::span<const T>> lse1,
            const std::type_identity_t<TensorView<const T>>& o2, std::type_identity_t<std::span<const T>> lse2,
@@ -102,8 +102,9 @@ void merge(const TensorView<T>& o1, std::type_identity_t<std::span<const T>> lse
 /// the first part, then those of the second. lse, entropy, empty rows and sink mass merge for any number of
 /// queries. A mass that has been summed over queries cannot be merged: each of them has a factor of its own,
 /// exp(lse of the part - lse). So for calls with mass there must be one query, or QueryWeights that count one:
-/// `only` or `last(1)`, given here as `query`; observe the queries that count one at a time. Squares and maxima
-/// merge likewise, other statistics do not. Throws ShapeError or InputError before anything is written.
+/// `only` or `last(1)`, given here as `query`; observe the queries that count one at a time, or merge outputs and
+/// Evidence::lse() alone. Squares and maxima merge likewise, other statistics do not. Throws ShapeError or InputError
+/// before anything is written.
 template <Scalar T>
 void merge(const std::type_identity_t<TensorView<const T>>& o1, const Evidence<T>& e1,
            const std::type_identity_t<TensorView<const T>>& o2, const Evidence<T>& e2,
@@ -124,7 +125,8 @@ void merge(const std::type_identity_t<TensorView<const T>>& o1, const Evidence<T
   const bool mass = e1.has_mass();
   const auto kind = e1.statistic_kind();
   if (mass && query < 0 && out.length > 1)
-    fail<InputError>("queries of evidence with mass", out.length, "be 1, or the query that counts be named");
+    fail<InputError>("queries of evidence with mass", out.length,
+                     "be 1, or the query that counts be named; merge(o1, e1.lse(), o2, e2.lse(), out, lse) takes any");
   if (query >= out.length) fail<ShapeError>("query", query, "be below the queries = " + std::to_string(out.length));
   if (mass && kind != evidence::Kind::mass && kind != evidence::Kind::squares && kind != evidence::Kind::maximum)
     fail<InputError>("statistic of the evidence", "one of odds",

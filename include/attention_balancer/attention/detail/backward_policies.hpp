@@ -80,7 +80,7 @@ void check_evidence_sizes(const Evidence<T>& evidence, const Problem& p, Index s
 template <Scalar T>
 TensorView<const T> lse_view(const Evidence<T>& evidence, const Problem& p) {
   check_evidence_sizes(evidence, p);
-  return bhsd(p.batch == 0 ? nullptr : evidence.lse(0, 0).data(), p.batch, p.heads, Index(1), p.queries);
+  return bhsd(evidence.lse().data(), p.batch, p.heads, Index(1), p.queries);
 }
 template <class L>
 TensorView<const L> lse_view(const TensorView<L>& lse, const Problem& p) {

@@ -77,7 +77,7 @@ template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> select(const xsimd::batch_bool<T, Arch>& mask,
                                                        const xsimd::batch<T, Arch>& a,
                                                        const xsimd::batch<T, Arch>& b) noexcept {
-  return xsimd::select(mask, a, b);
+  return detail::select(mask, a, b);
 }
 
 template <class T, class Arch>
@@ -101,7 +101,7 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> log(const xsimd::batch<T, Arch>&
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> copy_sign(const xsimd::batch<T, Arch>& x,
                                                           const xsimd::batch<T, Arch>& sign) noexcept {
-  return xsimd::copysign(x, sign);
+  return detail::copy_sign(x, sign);
 }
 
 template <class T, class Arch>

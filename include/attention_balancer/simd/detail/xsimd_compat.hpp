@@ -22,6 +22,12 @@
 #error "attention_balancer needs xsimd 8.1 or newer"
 #endif
 
+// xsimd finds an intrinsic for Arm in tables of all types, one for each operation, over which g++ 12 takes up to four
+// seconds each. What is no operator is called by its name here.
+#if defined(__aarch64__) && !(defined(__ARM_FEATURE_SVE_BITS) && __ARM_FEATURE_SVE_BITS > 0)
+#define ATTENTION_BALANCER_NEON 1
+#endif
+
 namespace attention_balancer::simd::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
@@ -48,6 +54,39 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> fma(const xsimd::batch<T, Arch>&
 #endif
   return xsimd::fma(a, b, c);
 }
+
+#if defined(ATTENTION_BALANCER_NEON)
+
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> select(const xsimd::batch_bool<T, Arch>& mask,
+                                                       const xsimd::batch<T, Arch>& a,
+                                                       const xsimd::batch<T, Arch>& b) noexcept {
+  if constexpr (sizeof(T) == 4)
+    return xsimd::batch<T, Arch>(vbslq_f32(mask, a, b));
+  else
+    return xsimd::batch<T, Arch>(vbslq_f64(mask, a, b));
+}
+
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> copy_sign(const xsimd::batch<T, Arch>& x,
+                                                          const xsimd::batch<T, Arch>& sign) noexcept {
+  if constexpr (sizeof(T) == 4)
+    return xsimd::batch<T, Arch>(vbslq_f32(vdupq_n_u32(1u << 31), sign, x));
+  else
+    return xsimd::batch<T, Arch>(vbslq_f64(vdupq_n_u64(1ull << 63), sign, x));
+}
+
+#else
+
+using xsimd::select;
+
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> copy_sign(const xsimd::batch<T, Arch>& x,
+                                                          const xsimd::batch<T, Arch>& sign) noexcept {
+  return xsimd::copysign(x, sign);
+}
+
+#endif
 
 /// max(a, b), and b where a is not a number. On x86 that is what the instruction does; xsimd's max has changed its
 /// mind about not-a-number between releases.
@@ -79,7 +118,7 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> max_or_second(const xsimd::batch
       return Batch(_mm_max_pd(a, b));
   }
 #endif
-  return xsimd::select(a > b, a, b);
+  return detail::select(a > b, a, b);
 }
 
 template <class T, class Arch>
@@ -95,9 +134,14 @@ ATTENTION_BALANCER_INLINE T reduce_add(const xsimd::batch<T, Arch>& x) noexcept 
 /// exponent field of a float: 2^n for n + bias in the low bits.
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> shift_into_exponent(const xsimd::batch<T, Arch>& x) noexcept {
-  using Integer = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  using Integer [[maybe_unused]] = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   constexpr int mantissa = sizeof(T) == 4 ? 23 : 52;
-#if XSIMD_VERSION_MAJOR >= 11
+#if defined(ATTENTION_BALANCER_NEON)
+  if constexpr (sizeof(T) == 4)
+    return xsimd::batch<T, Arch>(vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), mantissa)));
+  else
+    return xsimd::batch<T, Arch>(vreinterpretq_f64_s64(vshlq_n_s64(vreinterpretq_s64_f64(x), mantissa)));
+#elif XSIMD_VERSION_MAJOR >= 11
   return xsimd::bitwise_cast<T>(xsimd::bitwise_cast<Integer>(x) << mantissa);
 #else
   const auto bits = xsimd::bitwise_cast<xsimd::batch<Integer, Arch>>(x);

@@ -92,5 +92,5 @@ export jobs start
 { printf '%s\n' "$@" | xargs -P 2 -n 1 sh tests/full.sh --check || echo "others: 0 passed, 1 failed"; } |
   tee build-main/verdicts.txt
 
-awk '$3 == "passed," { passed += $2; failed += $4 } END { print passed " passed, " failed " failed"; exit failed > 0 }' \
+awk '/^[^ ]+: [0-9]+ passed, / { passed += $2; failed += $4 } END { print passed " passed, " failed " failed"; exit failed > 0 }' \
   build-main/verdicts.txt

@@ -46,7 +46,7 @@ check() {
   # shellcheck disable=SC2086
   if [ -n "$emulated" ]; then
     sh tests/emulate_avx512.sh >"$log" 2>&1 || true
-  elif cmake --preset "$preset" ${options-} >"$log" 2>&1 &&
+  elif cmake --preset "$preset" $options >"$log" 2>&1 &&
     cmake --build --preset "$preset" -j "$jobs" >>"$log" 2>&1; then
     ctest --preset "$preset" -j "$jobs" >>"$log" 2>&1 || true
   fi
@@ -92,5 +92,7 @@ export jobs start
 { printf '%s\n' "$@" | xargs -P 2 -n 1 sh tests/full.sh --check || echo "others: 0 passed, 1 failed"; } |
   tee build-main/verdicts.txt
 
-awk '/^[^ ]+: [0-9]+ passed, / { passed += $2; failed += $4 } END { print passed " passed, " failed " failed"; exit failed > 0 }' \
-  build-main/verdicts.txt
+awk '
+  /^[^ ]+: [0-9]+ passed, / { passed += $2; failed += $4 }
+  END { print passed " passed, " failed " failed"; exit failed > 0 }
+' build-main/verdicts.txt

@@ -8,7 +8,8 @@
 #include "support/options.hpp"
 
 // Compiled for a machine with such products and for one without, the same functions differ: they need two names.
-static_assert(ab::simd::has_bf16_products == (std::string_view(ab::simd::isa) == "avx512bf16"));
+static_assert(ab::simd::has_bf16_products == (std::string_view(ab::simd::isa) == "avx512bf16" ||
+                                               std::string_view(ab::simd::isa) == "avx512fp16"));
 
 namespace {
 

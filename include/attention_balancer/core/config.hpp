@@ -20,8 +20,14 @@
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__) && \
     defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 // A name of its own: what Bf16Products and IntegerProducts do are other functions there. Every machine that has the one
-// has the other.
+// has the other. AVX512_FP16 tells of Intel's cores from Golden Cove on (Sapphire Rapids). Of it nothing is used, but
+// there scaling by powers of two is one operation, which takes Zen 4 several, and rows come without being asked for.
+#if defined(__AVX512FP16__)
+#define ATTENTION_BALANCER_ISA isa_avx512fp16
+#define ATTENTION_BALANCER_GOLDEN_COVE
+#else
 #define ATTENTION_BALANCER_ISA isa_avx512bf16
+#endif
 #define ATTENTION_BALANCER_BF16_PRODUCTS
 #define ATTENTION_BALANCER_INTEGER_PRODUCTS
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)

@@ -122,6 +122,40 @@ ATTENTION_BALANCER_INLINE S exp2_by_eighths(const S& x) noexcept {
 
 #endif
 
+#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+
+/// 2^x = 2^n 2^f with n = floor(x), by the instructions that take f of x and scale with 2^n: 8 operations, where the
+/// sum with a large number takes 11. Any x < 120; 0 below the least exponent, since subnormal weights would be slow.
+/// A polynomial 1 + f q(f) for 0 <= f <= 1 is as good as one for |f| <= 1/2 (8.3e-8 and 2.3e-16).
+template <class S>
+ATTENTION_BALANCER_INLINE S exp2_by_scaling(const S& x) noexcept {
+  static_assert(sizeof(S) == 64);
+  constexpr int floor_quietly = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  if constexpr (sizeof(scalar_of<S>) == 4) {
+    const S f(_mm512_maskz_reduce_ps(__mmask16(0xffff), x, floor_quietly));
+    S p = simd::fma(S(1.867130212e-3f), f, S(9.017029963e-3f));
+    p = simd::fma(p, f, S(5.579991343e-2f));
+    p = simd::fma(p, f, S(2.4016445e-1f));
+    p = simd::fma(p, f, S(6.931513118e-1f));
+    p = simd::fma(p, f, S(1.0f));
+    return S(_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, S(-126.0f), _CMP_NLT_UQ), p, x));
+  } else {
+    const S f(_mm512_maskz_reduce_pd(__mmask8(0xff), x, floor_quietly)), square = f * f;
+    S even = simd::fma(S(9.46965108446032433e-8), square, S(1.52448957528551392e-5));
+    S odd = simd::fma(S(9.93532727072777557e-9), square, S(1.33108010025311249e-6));
+    even = simd::fma(even, square, S(1.33335445698345172e-3));
+    odd = simd::fma(odd, square, S(1.54039397417945135e-4));
+    even = simd::fma(even, square, S(5.55041086325855576e-2));
+    odd = simd::fma(odd, square, S(9.61812938446567911e-3));
+    even = simd::fma(even, square, S(6.93147180559908999e-1));
+    odd = simd::fma(odd, square, S(2.40226506960946698e-1));
+    const S p = simd::fma(simd::fma(odd, f, even), f, S(1.0));
+    return S(_mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, S(-1022.0), _CMP_NLT_UQ), p, x));
+  }
+}
+
+#endif
+
 }  // namespace detail
 
 /// 2^x for x that clamp_exponent returned and x < 120. Exact at 0; 0 at the clamp, so a score of -inf weighs
@@ -129,11 +163,22 @@ ATTENTION_BALANCER_INLINE S exp2_by_eighths(const S& x) noexcept {
 /// normal, and at most the least normal number absolutely below that. Needs the default rounding mode.
 template <class S>
 ATTENTION_BALANCER_INLINE S exp2_clamped(const S& x) noexcept {
-#if !defined(ATTENTION_BALANCER_NO_SIMD) && defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+  if constexpr (!Scalar<S>) return detail::exp2_by_scaling(x);
+#elif !defined(ATTENTION_BALANCER_NO_SIMD) && defined(__AVX2__) && !defined(__AVX512F__)
   if constexpr (sizeof(scalar_of<S>) == 4 && !Scalar<S>) return detail::exp2_by_eighths(x);
 #endif
   const detail::PowerOfTwo<S> y(x);
   return simd::fma(detail::exp2_short_slope(y.f), y.f, S(scalar_of<S>(1))) * y.power();
+}
+
+/// The same for any x < 120.
+template <class S>
+ATTENTION_BALANCER_INLINE S exp2(const S& x) noexcept {
+#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+  if constexpr (!Scalar<S>) return detail::exp2_by_scaling(x);
+#endif
+  return simd::exp2_clamped(simd::clamp_exponent(x));
 }
 
 #if !defined(ATTENTION_BALANCER_NO_SIMD)

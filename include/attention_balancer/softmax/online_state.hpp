@@ -88,12 +88,11 @@ ATTENTION_BALANCER_NOINLINE void weigh_scores(T* scores, Index keys, OnlineState
       const S score = simd::load_aligned<S>(at);
       S y = score - offset[v];
       if constexpr (!InBits) y = y * log2_e;
-      y = simd::clamp_exponent(y);
-      S weight = simd::exp2_clamped(y);
+      S weight = simd::exp2(y);
       if constexpr (Marked) weight = simd::select(score == S(-infinity<T>), S(T(-0.0)), weight);
       simd::store_aligned(at, weight);
       sum[v] = sum[v] + weight;
-      if constexpr (Entropy) dot[v] = simd::fma(weight, y, dot[v]);
+      if constexpr (Entropy) dot[v] = simd::fma(weight, simd::clamp_exponent(y), dot[v]);
     }
   }
   // Blocks are summed by themselves first: the rounding error grows with their number, not with that of the keys.

@@ -198,7 +198,7 @@ class BackwardBlock : BackwardQueries<T, V> {
         T* const at = s_.strip + (j * V + v) * n;
         const S score = simd::load_aligned<S>(at);
         const S x = (score - simd::load_aligned<S>(rows_.offset + v * n)) * S(T(simd::log2_e));
-        const S weight = simd::exp2_clamped(simd::clamp_exponent(x));
+        const S weight = simd::exp2(x);
         simd::store_aligned(at, simd::select(score == S(-infinity<T>), S(T(0)), weight));
       }
   }

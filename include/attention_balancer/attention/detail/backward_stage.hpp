@@ -205,7 +205,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
     } else {
       const S difference = score - offset;
       slope = p = simd::select(lane.hidden, zero,
-                               simd::exp2_clamped(simd::clamp_exponent(difference * S(x.exponent_per_score))));
+                               simd::exp2(difference * S(x.exponent_per_score)));
       log_p = simd::select(p == zero, zero, difference * S(x.logit_per_score));  // which may be infinite
     }
     S gradient = zero;
@@ -251,7 +251,7 @@ ATTENTION_BALANCER_NOINLINE void derive_plain(T* scores, T* gradients, Index key
       const simd::mask_of<S> hidden = dead[v] | (score == none);
       S x = score - offset[v];
       if constexpr (!InBits) x = x * S(T(simd::log2_e));
-      const S p = simd::select(hidden, zero, simd::exp2_clamped(simd::clamp_exponent(x)));
+      const S p = simd::select(hidden, zero, simd::exp2(x));
       const S gradient = simd::load_aligned<S>(gradients + v * n);
       simd::store_aligned(scores + v * n, p);
       simd::store_aligned(gradients + v * n, simd::select(hidden, zero, p * (gradient - delta[v])));

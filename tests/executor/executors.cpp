@@ -132,7 +132,7 @@ TEST_CASE("a call takes as many threads as it has grains of work", "[executor][a
     ab::executor::Sequential{}.for_each(n, f);
   };
   support::Random random(52);
-  const support::Shape s{1, 4, 2, 200, 150, 8, 24};
+  const support::Shape s{1, 4, 2, 400, 150, 8, 24};  // a quarter of the queries is two blocks of any width
   const support::Inputs<float> in(s, random);
   support::Tensor<float> out(support::Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim);
   const auto pieces_of = [&](Index grain, const auto&... policies) {
@@ -142,14 +142,14 @@ TEST_CASE("a call takes as many threads as it has grains of work", "[executor][a
     return pieces;
   };
 
-  const Index work = 4 * 200 * 150 * (8 + 24);
+  const Index work = 4 * 400 * 150 * (8 + 24);
   CHECK(pieces_of(0) == 8);
   CHECK(pieces_of(work / 9) == 8);
   CHECK(pieces_of(work / 3) == 3);
   CHECK(pieces_of(work / 2 + 1) == 1);
   CHECK(pieces_of(work + 1) == 1);
 
-  const std::vector<Index> queries{0, 50, 100, 150, 200}, keys{0, 30, 60, 100, 150};
+  const std::vector<Index> queries{0, 100, 200, 300, 400}, keys{0, 30, 60, 100, 150};
   const ab::PackedSequences packed(queries, keys);
   const Index packed_work = work / 4;
   CHECK(pieces_of(0, packed) == 8);

@@ -47,13 +47,29 @@ ATTENTION_BALANCER_INLINE void store_row(T* to, const simd::Pack<T> (&row)[V]) n
   for (int v = 0; v < V; ++v) simd::store_aligned(to + v * simd::lanes<T>, row[v]);
 }
 
+template <class S, int V>
+ATTENTION_BALANCER_INLINE void keep_order(S (&row)[V]) noexcept {
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) simd::keep_order(row[v]);
+}
+template <class S, int R, int V>
+ATTENTION_BALANCER_INLINE void keep_order(S (&tile)[R][V]) noexcept {
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r) keep_order(tile[r]);
+}
+
+/// Steps of a product from one branch to the next. Golden Cove does not guess where a loop of more than some 30
+/// branches ends, and waits for 40 cycles then, of a tile's 768 at 64 features.
+template <int Accumulators>
+inline constexpr int steps_together = Accumulators >= 12 ? 4 : 1;
+
 /// tile[r][v] += sum over k from `first` on of a[k][v] * b[k * step + r * row], a [depth, V packs]
 template <Scalar T, int V, int R, class Product>
 ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Index row, Index first, Index depth,
                                         simd::Pack<T> (&tile)[R][V]) noexcept {
   using S = simd::Pack<T>;
-  ATTENTION_BALANCER_NO_UNROLL
-  for (Index k = first; k < depth; ++k) {
+  constexpr int together = steps_together<R * V>;
+  const auto add = [&](Index k) __attribute__((always_inline)) {
     S column[V];
     load_row(a + k * V * simd::lanes<T>, column);
     ATTENTION_BALANCER_UNROLL
@@ -61,6 +77,17 @@ ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Inde
       const S scalar(b[k * step + r * row]);
       ATTENTION_BALANCER_UNROLL
       for (int v = 0; v < V; ++v) tile[r][v] = Product{}(scalar, column[v], tile[r][v]);
+    }
+  };
+  Index k = first;
+  ATTENTION_BALANCER_NO_UNROLL
+  for (; (depth - k) % together != 0; ++k) add(k);
+  ATTENTION_BALANCER_NO_UNROLL
+  for (; k < depth; k += together) {
+    ATTENTION_BALANCER_UNROLL
+    for (int i = 0; i < together; ++i) {
+      add(k + i);
+      if constexpr (together > 1) keep_order(tile);  // g++ would mix the steps, and spill
     }
   }
 }
@@ -77,6 +104,7 @@ ATTENTION_BALANCER_INLINE void begin_row(T scalar, const simd::Pack<T> (&column)
 /// see where they go on; from the third cache or from memory they would come late. Any address will do.
 template <class T>
 ATTENTION_BALANCER_INLINE void prefetch_rows(const T* x, Index stride, Index rows, Index dim) noexcept {
+  if constexpr (!simd::rows_are_asked_for) return;
   for (Index r = 0; r < rows; ++r)
     for (Index c = 0; c < dim; c += 64 / static_cast<Index>(sizeof(T))) simd::prefetch(x + r * stride + c);
 }
@@ -89,12 +117,6 @@ struct Far {
   void (*ask)(const void* asker, Index first, Index count) = nullptr;
   const void* asker = nullptr;
 };
-
-template <class S, int V>
-ATTENTION_BALANCER_INLINE void keep_order(S (&row)[V]) noexcept {
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) simd::keep_order(row[v]);
-}
 
 /// a = the larger of a and b, lane by lane.
 template <class S, int V>
@@ -155,6 +177,40 @@ ATTENTION_BALANCER_NOINLINE void score_tiles(const T* queries, const T* K, Index
 /// What value_tiles adds to.
 enum class Onto { zero, output, shrunk_output };
 
+/// row [V packs] = (0, row or row * shrink) + x: the sum of a block of keys is added to that of those before. Loaded
+/// first and added to, rows cost Golden Cove 40 cycles more at each tile.
+template <Onto To, Scalar T, int V>
+ATTENTION_BALANCER_INLINE void add_row(T* row, const T* shrink, const simd::Pack<T> (&x)[V]) noexcept {
+  using S = simd::Pack<T>;
+  S sum[V];
+  ATTENTION_BALANCER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    constexpr int n = simd::lanes<T>;
+    if constexpr (To == Onto::zero)
+      sum[v] = x[v];
+    else if constexpr (To == Onto::output)
+      sum[v] = simd::load_aligned<S>(row + v * n) + x[v];
+    else
+      sum[v] = simd::fma(simd::load_aligned<S>(row + v * n), simd::load_aligned<S>(shrink + v * n), x[v]);
+  }
+  store_row<T>(row, sum);
+}
+
+/// The end of a tile, and, joined to it, the beginning of the next, if `values` is not null: of its features.
+template <Onto To, class Product, Scalar T, int V, int R>
+ATTENTION_BALANCER_INLINE void turn_tile(simd::Pack<T> (&tile)[R][V], T* output, const T* shrink, const T* weights,
+                                         const T* values) noexcept {
+  simd::Pack<T> column[V];
+  if (values != nullptr) load_row<T>(weights, column);
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r) {
+    add_row<To, T>(output + r * V * simd::lanes<T>, shrink, tile[r]);
+    if (values == nullptr) continue;
+    begin_row<T, V, Product>(values[r], column, tile[r]);
+    keep_order(tile[r]);
+  }
+}
+
 /// output [tiles * R, W] = (0, output or output * shrink [W]) + V^T weights, weights [keys, W], for one tile of R
 /// features or more of one key or more. The first feature is number `at` of `dim`: of what follows it asks for as much
 /// as it reads.
@@ -164,17 +220,11 @@ ATTENTION_BALANCER_NOINLINE void value_tiles(const T* weights, const T* values, 
                                              Far far) noexcept {
   using S = simd::Pack<T>;
   constexpr int width = V * simd::lanes<T>;
-  const bool alone = onto == Onto::zero;
   const T* const row = values;
   S tile[R][V], column[V];
-  if (alone) {
-    load_row<T>(weights, column);
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) begin_row<T, V, Product>(values[r], column, tile[r]);
-  } else {
-    ATTENTION_BALANCER_UNROLL
-    for (int r = 0; r < R; ++r) load_row<T>(output + r * width, tile[r]);
-  }
+  load_row<T>(weights, column);
+  ATTENTION_BALANCER_UNROLL
+  for (int r = 0; r < R; ++r) begin_row<T, V, Product>(values[r], column, tile[r]);
   for (;; output += R * width) {
     if (far.rows || far.strip) {
       const Index first = keys + keys * at / dim, rows = keys + keys * (at + R) / dim - first;
@@ -182,34 +232,23 @@ ATTENTION_BALANCER_NOINLINE void value_tiles(const T* weights, const T* values, 
       if (far.strip) prefetch_rows(weights + first * width, Index(width), rows, Index(width));
       at += R;
     }
-    if (onto == Onto::shrunk_output) {
-      load_row<T>(shrink, column);
-      ATTENTION_BALANCER_UNROLL
-      for (int r = 0; r < R; ++r) ATTENTION_BALANCER_UNROLL
-      for (int v = 0; v < V; ++v) tile[r][v] = tile[r][v] * column[v];
-    }
-    multiply<T, V, R, Product>(weights, values, key_stride, 1, alone ? 1 : 0, keys, tile);
+    multiply<T, V, R, Product>(weights, values, key_stride, 1, 1, keys, tile);
     if (--tiles == 0) break;
     values += R;
-    if (alone) {
-      load_row<T>(weights, column);
-      ATTENTION_BALANCER_UNROLL
-      for (int r = 0; r < R; ++r) {
-        store_row<T>(output + r * width, tile[r]);
-        begin_row<T, V, Product>(values[r], column, tile[r]);
-        keep_order(tile[r]);
-      }
-    } else {
-      ATTENTION_BALANCER_UNROLL
-      for (int r = 0; r < R; ++r) {
-        store_row<T>(output + r * width, tile[r]);
-        load_row<T>(output + (R + r) * width, tile[r]);
-        keep_order(tile[r]);
-      }
-    }
+    if (onto == Onto::zero)
+      turn_tile<Onto::zero, Product, T>(tile, output, shrink, weights, values);
+    else if (onto == Onto::output)
+      turn_tile<Onto::output, Product, T>(tile, output, shrink, weights, values);
+    else
+      turn_tile<Onto::shrunk_output, Product, T>(tile, output, shrink, weights, values);
   }
-  ATTENTION_BALANCER_UNROLL
-  for (int r = 0; r < R; ++r) store_row<T>(output + r * width, tile[r]);
+  const T* const none = nullptr;
+  if (onto == Onto::zero)
+    turn_tile<Onto::zero, Product, T>(tile, output, shrink, weights, none);
+  else if (onto == Onto::output)
+    turn_tile<Onto::output, Product, T>(tile, output, shrink, weights, none);
+  else
+    turn_tile<Onto::shrunk_output, Product, T>(tile, output, shrink, weights, none);
 }
 
 /// Keys in tiles of R rows, what is left in tiles of half as many, down to one. Raises top to the scores unless it is

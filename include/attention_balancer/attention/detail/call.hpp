@@ -129,13 +129,14 @@ bool decodes(const Call<T>& call) noexcept {
 }
 
 /// Whether the rows of a decoding group, the queries of the heads that share a key head, are lanes: where there are
-/// eight or more, in two packs or more of which at most an eighth is empty. One pack loads as often as it multiplies,
-/// and lanes without a row are work for nothing. By this shape only: it decides the order of sums.
+/// eight or more, in packs of which at most an eighth is empty; lanes without a row are work for nothing. With 16
+/// registers in two packs or more: one loads as often as it multiplies, which pays only where packs are as wide as
+/// those of 32. By this shape only: it decides the order of sums.
 template <Scalar T>
 constexpr bool rows_are_lanes(const Problem& p) noexcept {
   constexpr Index n = simd::lanes<T>;
   const Index rows = p.heads / p.kv_heads * p.queries, packs = (rows + n - 1) / n;
-  return n > 1 && packs > 1 && rows >= 8 && 8 * rows >= 7 * packs * n;
+  return n > 1 && (packs > 1 || simd::has_32_registers) && rows >= 8 && 8 * rows >= 7 * packs * n;
 }
 
 /// Whether scores are in bits, logits times log2(e), which spares the softmax a multiplication. They are logits for

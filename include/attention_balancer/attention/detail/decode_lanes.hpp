@@ -17,21 +17,24 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// Packs of rows of a tile, at most.
 inline constexpr int most_lane_packs = 4;
 
-/// Keys or features of a tile of V packs of rows, so that all accumulators and what they share fit the registers.
+/// Keys or features of a tile of V packs of rows, so that all accumulators and what they share fit the registers; of
+/// one pack half as many, whose addresses fit theirs.
 template <int V>
-inline constexpr int lane_tile = (has_32_registers ? 24 : 12) / V;
+inline constexpr int lane_tile = (has_32_registers && V > 1 ? 24 : 12) / V;
 
 /// Keys whose values are added at a time: they and their weights stay in the first cache from one tile of features to
 /// the next.
 inline constexpr Index lane_keys = 64;
 
-/// Runs f(constant, first row, rows) with the number of packs as a constant, for two to four packs of rows at a time.
+/// Runs f(constant, first row, rows) with the number of packs as a constant, for at most four packs of rows at a time.
 template <Scalar T, class F>
 ATTENTION_BALANCER_INLINE void for_lane_packs(Index rows, F f) noexcept {
   constexpr Index n = simd::lanes<T>;
   for (Index r = 0; r < rows;) {
     const Index left = (rows - r + n - 1) / n, packs = left == 5 ? 3 : std::min(left, Index(most_lane_packs));
     const Index some = std::min(rows - r, packs * n);
+    if constexpr (has_32_registers)
+      if (packs == 1) f(std::integral_constant<int, 1>{}, r, some);
     if (packs == 2) f(std::integral_constant<int, 2>{}, r, some);
     if (packs == 3) f(std::integral_constant<int, 3>{}, r, some);
     if (packs == 4) f(std::integral_constant<int, 4>{}, r, some);

@@ -65,4 +65,21 @@ double fma_peak() {
   return 2.0 * static_cast<double>(rounds) * detail::chains * attention_balancer::simd::lanes<T> / best;
 }
 
+/// The same from 20 to 60 microseconds from now, about: at the clock that the core has, once it has got over the change
+/// of work.
+template <class T>
+double fma_rate() {
+  using Clock = std::chrono::steady_clock;
+  static volatile T factors[2] = {T(0.5), T(1e-3)};
+  const auto run = [](std::int64_t rounds) {
+    const auto start = Clock::now();
+    const T result = detail::multiply_add<T>(factors[0], factors[1], rounds);
+    asm volatile("" : : "m"(result));
+    return 2.0 * static_cast<double>(rounds) * detail::chains * attention_balancer::simd::lanes<T> /
+           std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  run(6144);
+  return run(12288);
+}
+
 }  // namespace bench

@@ -36,13 +36,14 @@ double exponential_seconds() {
   return best;
 }
 
-/// Writes GFLOP/s, the share of the peak measured just now, and the share that the model allows for so many
-/// operations and scores.
+/// Writes GFLOP/s, the share of the peak measured just now, the same beside what the core did at the clock that the
+/// work left it with, and the share that the model allows for so many operations and scores.
 template <class T>
 void report_attention(benchmark::State& state, double flops, double scores, double time) {
   const double peak = fma_peak<T>(), products = flops / peak;
   state.counters["GFLOP/s"] = flops / time / 1e9;
   state.counters["of_peak"] = products / time;
+  state.counters["at_clock"] = products / time / state.counters["clock"];
   state.counters["limit"] = products / (products + scores * exponential_seconds<T>());
 }
 

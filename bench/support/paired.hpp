@@ -6,6 +6,7 @@
 #include <chrono>
 #include <vector>
 
+#include "support/fma_peak.hpp"
 #include "support/inputs.hpp"
 
 namespace bench {
@@ -18,17 +19,21 @@ double seconds(F&& f) {
 }
 
 /// Runs `work` and `other` in turn. Returns the medians of their seconds; the benchmark's own time is that of `work`.
+/// The counter `clock` is what multiply-adds on registers reach right after it, as a share of what they do alone: below
+/// 1 where work that loads and stores as well makes the core slower, as on Intel's servers.
 struct PairedSeconds {
   double work, other;
 };
 template <class Work, class Other>
 PairedSeconds run_paired(benchmark::State& state, Work work, Other other) {
-  std::vector<double> of_work, of_other;
+  std::vector<double> of_work, of_other, rates;
   for (auto _ : state) {
     of_other.push_back(seconds(other));
     of_work.push_back(seconds(work));
+    rates.push_back(fma_rate<float>());
     state.SetIterationTime(of_work.back());
   }
+  state.counters["clock"] = median(rates) / fma_peak<float>();
   return {median(of_work), median(of_other)};
 }
 

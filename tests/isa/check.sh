@@ -19,7 +19,7 @@ fi
 
 # What a multiply-add on full registers looks like, and what must not appear: wider registers, other encodings.
 case $isa in
-  avx512 | avx512bf16) want='vfn?m(add|sub)[0-9]+p[sd] .*%zmm' never='no such instruction' ;;
+  avx512 | avx512bf16 | avx512fp16) want='vfn?m(add|sub)[0-9]+p[sd] .*%zmm' never='no such instruction' ;;
   avx2) want='vfn?m(add|sub)[0-9]+p[sd] .*%ymm' never='%zmm|%[xy]mm(1[6-9]|2[0-9]|3[01])' ;;
   sse2) want='mulp[sd] .*%xmm' never='%[yz]mm|^v[a-z0-9]+ .*%xmm' ;;
   neon64) want='fmla[[:space:]]+v[0-9]+\.(4s|2d)' never='no such instruction' ;;

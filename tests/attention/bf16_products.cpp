@@ -1,6 +1,8 @@
 // Attention with products of bf16: against the reference at the stated error, where the machine has them and where it
 // has not.
 
+#include <cstdint>
+#include <cstdlib>
 #include <string_view>
 
 #include "support/check.hpp"
@@ -55,11 +57,11 @@ support::Inputs<float> inputs(const support::Shape& s, support::Random& random, 
 TEST_CASE("products of bf16 keep to their error", "[attention][cache][bf16]") {
   support::Table table;
   support::Random random(401);
-  constexpr Index queries[] = {9, 16, 33, 50, 64, 97, 130}, keys[] = {1, 2, 127, 129, 160, 161, 300, 517},
-                  dims[] = {1, 2, 5, 16, 40, 63, 64};
+  constexpr Index queries[] = {9, 16, 33, 50, 64, 97, 130}, keys[] = {1, 2, 15, 127, 129, 160, 161, 300, 517},
+                  dims[] = {1, 2, 5, 16, 33, 40, 63, 64, 96};
   for (Index i = 0; i < 56; i += support::every(3)) {
     support::Shape s{i % 3 + 1,       i % 2 == 0 ? 4 : 3, i % 2 == 0 ? 2 : 1, queries[i % 7],
-                     keys[i * 3 % 8], dims[i * 5 % 7],    dims[(i + 3) % 7]};
+                     keys[i * 4 % 9], dims[i * 5 % 9],    dims[(i + 3) % 9]};
     const bool round_queries = i % 4 != 3, causal = i % 3 != 1;
     const auto in = inputs(s, random, round_queries);
     std::vector<Index> lengths(static_cast<std::size_t>(s.batch), s.keys);
@@ -195,24 +197,191 @@ TEST_CASE("products of bf16 leave alone what they are not for", "[attention][cac
 }
 
 TEST_CASE("products of bf16 ask for the values that follow", "[attention][cache][bf16]") {
-  const auto* products = ab::detail::pair_products();
-  if (products == nullptr) return;  // not on this machine
-  struct Asked {
-    Index begin = 1000, end = 0;
-  } asked;
-  ab::detail::RowSource<float> source;
-  source.cache = &asked;
-  source.ask = [](const void* cache, bool, Index, Index, Index begin, Index end) {
-    Asked& all = *static_cast<Asked*>(const_cast<void*>(cache));
-    all.begin = std::min(all.begin, begin), all.end = std::max(all.end, end);
-  };
-  // 128 tokens of 16 features, from the 256th on, for a pack of queries.
-  constexpr int lanes = ab::simd::lanes<float>;
-  alignas(64) static float weights[128 * lanes], values[64 * 16], output[16 * lanes], pairs[64 * lanes];
-  const ab::detail::Ahead<float> ahead{source, true, 0, 0, 256, 900, 2};
-  ab::detail::Far far;
-  far.rows = true;
-  products[0].add(weights, {values, 16}, 128, 16, output, ab::detail::Onto::zero, nullptr, pairs, ahead.of(far));
-  CHECK(asked.begin == 384);
-  CHECK(asked.end == 512);
+  // Null where this machine does not have them.
+  for (const auto* products : {ab::detail::pair_products(), ab::detail::amx_products()}) {
+    if (products == nullptr) continue;
+    struct Asked {
+      Index begin = 1000, end = 0;
+    } asked;
+    ab::detail::RowSource<float> source;
+    source.cache = &asked;
+    source.ask = [](const void* cache, bool, Index, Index, Index begin, Index end) {
+      Asked& all = *static_cast<Asked*>(const_cast<void*>(cache));
+      all.begin = std::min(all.begin, begin), all.end = std::max(all.end, end);
+    };
+    // 128 tokens of 16 features, from the 256th on, for a pack of queries.
+    constexpr int lanes = ab::simd::lanes<float>;
+    alignas(64) static float values[384 / 2 * 16], output[16 * lanes], pairs[64 * lanes];
+    const ab::detail::Ahead<float> ahead{source, true, 0, 0, 256, 900, 2};
+    ab::detail::Far far;
+    far.rows = true;
+    if (products[0].enter != nullptr) products[0].enter();
+    products[0].add(pairs, values, 256, 128, 16, output, ab::detail::Onto::zero, nullptr, ahead.of(far));
+    if (products[0].leave != nullptr) products[0].leave();
+    CHECK(asked.begin == 384);
+    CHECK(asked.end == 512);
+  }
 }
+
+TEST_CASE("the environment keeps AMX off", "[attention][bf16]") {
+  const char* const wanted = std::getenv("ATTENTION_BALANCER_AMX");
+  if (wanted != nullptr && *wanted == '0') CHECK(ab::detail::amx_products() == nullptr);
+}
+
+#if defined(ATTENTION_BALANCER_AMX)
+
+namespace {
+
+/// What of the tiles the operating system would have to keep: bit 17 their configuration, 18 their data.
+unsigned tiles_in_use() {
+  unsigned state = 0, upper = 0;
+  asm volatile("xgetbv" : "=a"(state), "=d"(upper) : "c"(1));
+  return state & (1u << 17 | 1u << 18);
+}
+
+/// A modifier of a user whose own products end with what the ABI lets them.
+struct ReleasesTiles {
+  void validate(const ab::Problem&) const {}
+  template <class S>
+  S operator()(const S& score, const ab::Site<S>&) const {
+    if (ab::may_use_amx()) asm volatile("tilerelease");
+    return score;
+  }
+};
+
+/// Numbers that bf16 holds.
+void fill(std::vector<float>& x, support::Random& random) {
+  for (float& y : x) y = rounded(static_cast<float>(random.uniform(-1, 1)));
+}
+
+}  // namespace
+
+TEST_CASE("products in AMX leave no tile behind", "[attention][cache][bf16]") {
+  support::Random random(404);
+  const support::Shape s{1, 2, 1, 70, 301, 32, 17};
+  const auto in = inputs(s, random, true);
+  const Caches caches(s, in, {s.keys});
+  auto run = [&](const auto&... policies) {
+    Tensor<float> out(Layout::bhsd, 1, 2, 70, 17);
+    ab::attention(in.q.input(), caches.whole, out.view(), ab::Bf16Products{}, policies...);
+    CHECK(tiles_in_use() == 0);
+    return out;
+  };
+  CHECK(tiles_in_use() == 0);
+  // The same scores, bent or not: where a window is tested lane by lane, and where not.
+  const ab::mask::Window window{-1, 0};
+  const Tensor<float> plain = run(ab::score::Softcap<float>(0)), released = run(ReleasesTiles{});
+  CHECK(support::same_bits(plain.view(), released.view()));
+  ab::Evidence<float> evidence, other;
+  const Tensor<float> observed = run(ab::score::Softcap<float>(0), window, ab::observe(evidence)),
+                      again = run(ReleasesTiles{}, window, ab::observe(other));
+  CHECK(support::same_bits(observed.view(), again.view()));
+  CHECK(support::same_bits(evidence, other));
+}
+
+namespace {
+
+/// One product against the sums of double: scores, what is added to the output, and nothing beside them written.
+template <int V>
+void check_products(support::Table& table, support::Random& random) {
+  constexpr Index n = ab::simd::lanes<float>, width = V * n;
+  const ab::detail::PairProducts<float>& products = ab::detail::amx_products()[V - 1];
+  const ab::detail::PairLayout layout = products.layout;
+  struct Case {
+    Index first, count, dim;
+  };
+  for (const Case& c : {Case{0, 1, 1}, {0, 15, 31}, {16, 16, 32}, {0, 17, 33}, {48, 31, 64}, {16, 33, 65}, {0, 128, 64},
+                        {112, 129, 17}, {16, 160, 48}, {128, 159, 128}, {32, 47, 97}}) {
+    table.begin(std::to_string(V) + " packs, " + std::to_string(c.count) + " tokens from " + std::to_string(c.first) +
+                " on, " + std::to_string(c.dim) + " features");
+    const auto size = [](Index x) { return static_cast<std::size_t>(x); };
+    const Index tokens = c.first + c.count;
+    std::vector<float> q(size(c.dim * width)), k(size(tokens * c.dim)), v(k.size()), w(size(c.count * width));
+    fill(q, random), fill(k, random), fill(v, random);
+    for (float& y : w) y = rounded(static_cast<float>(random.unit()));
+    // All aligned; a row more than asked for, filled with what must stay.
+    constexpr float stays = 77;
+    auto memory = [&](Index rows) {
+      ab::Workspace space;
+      float* const x = reinterpret_cast<float*>(space.reserve(size((rows + 16) * width) * sizeof(float)));
+      std::fill_n(x, (rows + 16) * width, stays);
+      return std::pair{std::move(space), x};
+    };
+    auto [query_space, queries] = memory(layout.query_rows(c.dim));
+    auto [score_space, scores] = memory(c.count);
+    auto [output_space, output] = memory(layout.value_rows(c.dim));
+    auto [pair_space, pairs] = memory(ab::detail::longest_step);
+    auto [weight_space, weights] = memory(c.count);
+    std::copy(q.begin(), q.end(), queries), std::copy(w.begin(), w.end(), weights);
+
+    ab::KvCache<ab::bf16> cache(1, 1, tokens, c.dim);
+    cache.append(ab::bhsd<const float>(k.data(), 1, 1, tokens, c.dim),
+                 ab::bhsd<const float>(v.data(), 1, 1, tokens, c.dim));
+    std::vector<float> keys(size(layout.key_rows(tokens) * layout.key_stride(c.dim)), stays),
+        values(size(layout.values_size(tokens, c.dim)) + 16, stays);
+    const ab::KvView<ab::bf16> view = cache.view();
+    ab::detail::load_keys_for_amx(view, 0, 0, 0, tokens, keys.data());
+    auto* const aligned = values.data() + (64 - reinterpret_cast<std::uintptr_t>(values.data()) % 64) % 64 / 4;
+    ab::detail::load_values_for_amx(view, 0, 0, 0, tokens, aligned);
+
+    alignas(64) float top[width], shrink[width];
+    std::fill_n(top, width, 0.5f), std::fill_n(shrink, width, 0.25f);
+    products.enter();
+    products.load(queries, c.dim);
+    const Index stride = layout.key_stride(c.dim);
+    products.score(queries, {keys.data() + c.first * stride, stride}, c.count, c.dim, scores, top, {});
+    auto score = table.column("scores"), highest = table.column("top");
+    for (Index i = 0; i < width; ++i) {
+      double most = 0.5;
+      for (Index j = 0; j < c.count; ++j) {
+        double sum = 0, magnitude = 0;
+        for (Index d = 0; d < c.dim; ++d) {
+          const double product = static_cast<double>(q[size(d * width + i)]) *
+                                 static_cast<double>(k[size((c.first + j) * c.dim + d)]);
+          sum += product, magnitude += std::fabs(product);
+        }
+        score.compare(static_cast<double>(scores[j * width + i]), sum,
+                      6e-8 * (2 + static_cast<double>(c.dim) / 2) * magnitude, j);
+        most = std::max(most, static_cast<double>(scores[j * width + i]));
+      }
+      highest.equal(static_cast<double>(top[i]), most, i);
+    }
+    score.equal(static_cast<double>(scores[c.count * width]), static_cast<double>(stays), -1);
+
+    float* const of_first = pairs + layout.pairs_before(c.first) * width;
+    auto added = table.column("output");
+    std::vector<double> expected(size(c.dim * width), 0), magnitudes(expected.size(), 0);
+    for (const auto onto : {ab::detail::Onto::zero, ab::detail::Onto::output, ab::detail::Onto::shrunk_output}) {
+      products.pair(weights, c.count, of_first);
+      products.add(of_first, aligned, c.first, c.count, c.dim, output, onto, shrink, {});
+      for (Index d = 0; d < c.dim; ++d)
+        for (Index i = 0; i < width; ++i) {
+          double &sum = expected[size(d * width + i)], &magnitude = magnitudes[size(d * width + i)];
+          if (onto == ab::detail::Onto::shrunk_output) sum *= 0.25;
+          for (Index j = 0; j < c.count; ++j) {
+            const double product = static_cast<double>(w[size(j * width + i)]) *
+                                   static_cast<double>(v[size((c.first + j) * c.dim + d)]);
+            sum += product, magnitude += std::fabs(product);
+          }
+          added.compare(static_cast<double>(output[d * width + i]), sum,
+                        6e-8 * (4 + static_cast<double>(c.count) / 2) * magnitude, d);
+        }
+    }
+    added.equal(static_cast<double>(output[layout.value_rows(c.dim) * width]), static_cast<double>(stays), -1);
+    products.leave();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("products in AMX are those of double", "[attention][cache][bf16]") {
+  if (ab::detail::amx_products() == nullptr) return;  // not on this machine
+  support::Table table;
+  support::Random random(405);
+  check_products<1>(table, random);
+  check_products<2>(table, random);
+  check_products<3>(table, random);
+  table.report();
+}
+
+#endif

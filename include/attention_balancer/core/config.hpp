@@ -52,6 +52,12 @@
 #define ATTENTION_BALANCER_ISA isa_scalar
 #endif
 
+// AMX needs no flag of the compiler, since its functions name it themselves, and so no namespace of its own. Whether it
+// is used is decided when the program runs.
+#if defined(ATTENTION_BALANCER_BF16_PRODUCTS) && defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define ATTENTION_BALANCER_AMX
+#endif
+
 #define ATTENTION_BALANCER_BEGIN_ISA inline namespace ATTENTION_BALANCER_ISA {
 #define ATTENTION_BALANCER_END_ISA }
 

@@ -5,9 +5,15 @@
 #include <cpuid.h>
 #endif
 
+#include <cstdlib>
 #include <string_view>
 
 #include "attention_balancer/core/config.hpp"
+
+#if defined(ATTENTION_BALANCER_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace attention_balancer {
 
@@ -69,6 +75,30 @@ ATTENTION_BALANCER_BEGIN_ISA
   return isa == Isa::scalar;
 #endif
 }
+
+#if defined(ATTENTION_BALANCER_AMX)
+
+/// Whether this process may use the products of bf16 of AMX: the machine has them, its operating system keeps their
+/// registers, and lets the process use these, for which it is asked once. ATTENTION_BALANCER_AMX=0 in the environment
+/// says no. Source: Intel SDM, volume 1, chapter 18; the documentation of Linux, "Using XSTATE features in user space
+/// applications".
+[[nodiscard]] inline bool may_use_amx() noexcept {
+  static const bool may = [] {
+    if (const char* wanted = std::getenv("ATTENTION_BALANCER_AMX"); wanted != nullptr && *wanted == '0') return false;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned osxsave = 1u << 27, amx_bf16_and_tile = 1u << 22 | 1u << 24, tile_state = 1u << 17 | 1u << 18;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & osxsave) == 0) return false;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & amx_bf16_and_tile) != amx_bf16_and_tile) return false;
+    unsigned enabled = 0, upper = 0;
+    asm volatile("xgetbv" : "=a"(enabled), "=d"(upper) : "c"(0));
+    if ((enabled & tile_state) != tile_state) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return may;
+}
+
+#endif
 
 ATTENTION_BALANCER_END_ISA
 }  // namespace attention_balancer

@@ -122,7 +122,7 @@ ATTENTION_BALANCER_INLINE S exp2_by_eighths(const S& x) noexcept {
 
 #endif
 
-#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+#if !defined(ATTENTION_BALANCER_NO_SIMD) && defined(__AVX512DQ__)
 
 /// 2^x = 2^n 2^f with n = floor(x), by the instructions that take f of x and scale with 2^n: 8 operations, where the
 /// sum with a large number takes 11. Any x < 120; 0 below the least exponent, since subnormal weights would be slow.

@@ -46,8 +46,8 @@ class Block {
       : Block(first_of_them.call_, first_of_them.batch_, first_of_them.head_, first, width, first_of_them.s_,
               first_of_them.evidence_) {
     s_.ranges += place * s_.most_ranges;
-    s_.queries += place * p_.dim * width;
-    s_.output += place * p_.value_dim * width;
+    s_.queries += place * s_.query_rows * width;
+    s_.output += place * s_.output_rows * width;
     s_.strip += place * s_.strip_size;
   }
 
@@ -56,6 +56,7 @@ class Block {
     Block* const alone[] = {this};
     attend(alone, 1, false);
     finish();
+    leave();
   }
 
   /// This block and the `count` - 1 that follow it, all of whole packs: the same results.
@@ -66,6 +67,7 @@ class Block {
     for (int b = 0; b < count; ++b) blocks[b]->begin();
     attend(blocks, count, false);
     for (int b = 0; b < count; ++b) blocks[b]->finish();
+    leave();
   }
 
  private:
@@ -93,6 +95,14 @@ class Block {
     normalize_block<T, V>(state_, sink(), evidence_.lse != nullptr, result_);
     store_output();
     if (evidence_.lse != nullptr) BlockEvidence<T, V>(*this).store();
+  }
+
+  /// Around products of pairs.
+  void enter() const noexcept {
+    if (call_.source.pairs != nullptr && call_.source.pairs->enter != nullptr) call_.source.pairs->enter();
+  }
+  void leave() const noexcept {
+    if (call_.source.pairs != nullptr && call_.source.pairs->leave != nullptr) call_.source.pairs->leave();
   }
 
   T sink() const noexcept { return call_.sinks ? call_.sink_logit(call_.sinks, head_) : -infinity<T>; }
@@ -129,13 +139,15 @@ class Block {
     }
     return {to + range.begin * x.dim, x.dim};
   }
-  /// The same for rows of a cache, converted.
+  /// The same for rows of a cache, converted. Of values in pairs all that there is: see value_at.
   Rows<T> loaded_rows(bool values, const KeyRange& range) const noexcept {
     const RowSource<T>& source = call_.source;
-    const bool pairs = source.pairs != nullptr;
-    const Index stride = values ? p_.value_dim : pairs ? (p_.dim + 1) / 2 : p_.dim;
+    const PairLayout* const pairs = source.pairs != nullptr ? &source.pairs->layout : nullptr;
+    const Index stride = values ? p_.value_dim : pairs != nullptr ? pairs->key_stride(p_.dim) : p_.dim;
     T* const to = values ? s_.packed_values : s_.packed_keys;
-    const auto place_of = [&](Index j) { return to + (values && pairs ? j / 2 : j) * stride; };
+    const auto place_of = [&](Index j) {
+      return to + (values && pairs != nullptr ? pairs->place_of_value(j, 0, p_.value_dim) : j * stride);
+    };
     unsigned char* const done = packed(values);
     for (Index b = range.begin / block_keys; b <= (range.end - 1) / block_keys; ++b) {
       if (done[b]) continue;
@@ -144,7 +156,7 @@ class Block {
                   place_of(begin));
       done[b] = 1;
     }
-    return {place_of(range.begin), stride};
+    return {values && pairs != nullptr ? to : place_of(range.begin), stride};
   }
 
   /// Which blocks of keys or values are packed or loaded.
@@ -182,6 +194,7 @@ class Block {
   /// The walk over the keys. Each block takes its own ranges in their order, whoever walks beside it.
   static void attend(Block* const* blocks, int count, bool guard) noexcept {
     for (int b = 0; b < count; ++b) blocks[b]->start();
+    blocks[0]->enter();
     walk(blocks, count, [guard](Block& block, Index r) { block.step(r, guard); });
     for (int b = 0; b < count; ++b) blocks[b]->turn();
     walk(blocks, count, [guard](Block& block, Index r) { block.spend_kept(r, guard); });
@@ -272,6 +285,7 @@ class Block {
 
   void bend(Index begin, Index end, bool mixed, T* scores, T* top) const noexcept {
     call_.policies.bend[V - 1](call_.policies.policies, scores, place(begin, end), mixed, top);
+    enter();
   }
 
   /// The strip of a sparse normaliser: scores for the softmax of top-k, otherwise probabilities.
@@ -299,16 +313,21 @@ class Block {
       keep_weights(scores, keys * width);
     else if (guard)
       std::copy_n(scores, keys * width, s_.spare);
-    if (!has_weights())
+    const PairProducts<T>* const pairs =
+        call_.source.pairs != nullptr && !guard && p_.value_dim > 0 ? call_.source.pairs + V - 1 : nullptr;
+    T* const weights = pairs != nullptr ? s_.spare + pairs->layout.pairs_before(range.begin) * width : scores;
+    if (pairs != nullptr && !weighted_)
+      pairs->weigh(scores, keys, state_, evidence_.lse != nullptr, weights);
+    else if (!has_weights())
       evidence_.lse != nullptr ? weigh<T, V, true>(scores, keys, state_) : weigh<T, V, false>(scores, keys, state_);
+    if (pairs != nullptr && weighted_) pairs->pair(scores, keys, weights);
     if (p_.value_dim > 0) {
       Rows<T> v = values_of(range);
-      if (guard) v = guarded(v, keys);
-      const bool pairs = call_.source.pairs != nullptr && !guard;
-      const Ahead<T> next = ahead(true, range.begin, pairs ? 2 : 1);
+      if (guard) v = guarded(v, range);
+      const Ahead<T> next = ahead(true, range.begin, pairs != nullptr ? 2 : 1);
       const Far far = far_of(next, keys);
-      if (pairs)
-        call_.source.pairs[V - 1].add(scores, v, keys, p_.value_dim, s_.output, onto, state_.shrink, s_.spare, far);
+      if (pairs != nullptr)
+        pairs->add(weights, v.data, range.begin, keys, p_.value_dim, s_.output, onto, state_.shrink, far);
       else
         add_values<T, V>(scores, v.data, v.stride, keys, p_.value_dim, s_.output, onto, state_.shrink, far);
       if (guard) add_guarded(range, scores);
@@ -317,12 +336,12 @@ class Block {
   }
 
   /// A copy of the values with every row that is not finite replaced by zeros.
-  ATTENTION_BALANCER_NOINLINE Rows<T> guarded(Rows<T> v, Index keys) noexcept {
-    for (Index j = 0; j < keys; ++j) {
+  ATTENTION_BALANCER_NOINLINE Rows<T> guarded(Rows<T> v, const KeyRange& range) noexcept {
+    for (Index j = 0; j < range.end - range.begin; ++j) {
       T* to = s_.guarded_values + j * p_.value_dim;
       bool finite = true;
       for (Index c = 0; c < p_.value_dim; ++c) {
-        to[c] = value_at(v, j, c);
+        to[c] = value_at(v, range.begin, j, c);
         finite = finite && std::isfinite(to[c]);
       }
       if (!finite) std::fill_n(to, p_.value_dim, T(0));
@@ -330,12 +349,13 @@ class Block {
     return {s_.guarded_values, p_.value_dim};
   }
 
-  /// Feature c of row j of values_of.
-  T value_at(const Rows<T>& v, Index j, Index c) const noexcept {
+  /// Feature c of row j of values_of a range from `begin` on.
+  T value_at(const Rows<T>& v, Index begin, Index j, Index c) const noexcept {
     if constexpr (sizeof(T) == sizeof(std::uint32_t))
       if (call_.source.pairs != nullptr) {
-        const auto pair = __builtin_bit_cast(std::uint32_t, v.data[j / 2 * v.stride + c]);
-        return __builtin_bit_cast(T, j % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+        const Index place = call_.source.pairs->layout.place_of_value(begin + j, c, p_.value_dim);
+        const auto pair = __builtin_bit_cast(std::uint32_t, v.data[place]);
+        return __builtin_bit_cast(T, (begin + j) % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
       }
     return v.data[j * v.stride + c];
   }
@@ -345,12 +365,13 @@ class Block {
     const Rows<T> v = values_of(range);
     for (Index j = 0; j < range.end - range.begin; ++j) {
       bool finite = true;
-      for (Index c = 0; c < p_.value_dim; ++c) finite = finite && std::isfinite(value_at(v, j, c));
+      for (Index c = 0; c < p_.value_dim; ++c) finite = finite && std::isfinite(value_at(v, range.begin, j, c));
       if (finite) continue;
       const Index row = j * width;
       for (Index i = 0; i < width; ++i)
         if (s_.spare[row + i] != -infinity<T>)
-          for (Index c = 0; c < p_.value_dim; ++c) s_.output[c * width + i] += weights[row + i] * value_at(v, j, c);
+          for (Index c = 0; c < p_.value_dim; ++c)
+            s_.output[c * width + i] += weights[row + i] * value_at(v, range.begin, j, c);
     }
   }
 

@@ -49,24 +49,58 @@ struct Rows {
   Index stride;
 };
 
-/// Both matrix products on pairs of bf16, by number of packs less one; see pairs.hpp.
+/// Where pairs of bf16 lie, each in the place of a float: in a row of keys two features of it, and of the values the same
+/// feature of two tokens, one group of tokens after the other, in each a row of its pairs for every feature. Padded to
+/// multiples of so many features of keys, tokens and features of values.
+struct PairLayout {
+  Index features = 2, tokens = 2, value_features = 1;
+
+  static constexpr Index up(Index x, Index multiple) noexcept { return (x + multiple - 1) / multiple * multiple; }
+
+  constexpr Index key_stride(Index dim) const noexcept { return up(dim, features) / 2; }
+  constexpr Index value_rows(Index value_dim) const noexcept { return up(value_dim, value_features); }
+
+  /// Rows for queries [D, W] that become pairs where they lie.
+  constexpr Index query_rows(Index dim) const noexcept { return std::max(dim, key_stride(dim)); }
+  /// Rows for keys: a product may read beyond the last, less than a group of pairs.
+  constexpr Index key_rows(Index keys) const noexcept { return keys + tokens / 2 - 1; }
+  constexpr Index values_size(Index keys, Index value_dim) const noexcept {
+    return up(keys, tokens) / 2 * value_rows(value_dim);
+  }
+  /// Rows of pairs of weights of a group before those of `token`.
+  constexpr Index pairs_before(Index token) const noexcept { return token % tokens / 2; }
+  constexpr Index place_of_value(Index token, Index feature, Index value_dim) const noexcept {
+    return (token / tokens * value_rows(value_dim) + feature) * (tokens / 2) + token % tokens / 2;
+  }
+};
+
+/// Both matrix products on pairs of bf16, by number of packs less one; see pairs.hpp and amx.hpp.
 template <Scalar T>
 struct PairProducts {
-  /// queries [D, W] become pairs [(D + 1) / 2, W] in place.
+  PairLayout layout;
+  /// queries [D, W] become pairs of features in place.
   void (*load)(T* queries, Index dim);
   void (*score)(const T* queries, const Rows<T>& keys, Index count, Index dim, T* scores, T* top, const Far& far);
-  /// As add_values; `pairs` [(count + 1) / 2, W] is overwritten.
-  void (*add)(const T* weights, const Rows<T>& values, Index count, Index dim, T* output, Onto onto,
-              const T* shrink, T* pairs, const Far& far);
+  /// scores [count, W] become weights as pairs of tokens [(count + 1) / 2, W], and are added to the state.
+  void (*weigh)(const T* scores, Index count, OnlineState<T>& state, bool entropy, T* pairs);
+  /// The same of weights.
+  void (*pair)(const T* weights, Index count, T* pairs);
+  /// As add_values, of weights as pairs and of the tokens from `first` on of all `values`, an even one. Rows of pairs
+  /// before and behind, of the same groups of tokens, are overwritten.
+  void (*add)(T* pairs, const T* values, Index first, Index count, Index dim, T* output, Onto onto, const T* shrink,
+              const Far& far);
+  /// What a thread does before its products, again after each call of something that may have products of its own, and
+  /// when it is done; null: nothing.
+  void (*enter)() = nullptr;
+  void (*leave)() = nullptr;
 };
 
 /// Where rows of keys and values come from that do not lie there as rows of T: a cache in pages or in another
-/// storage. With `pairs` a row of keys is (D + 1) / 2 pairs of features, and a row of values Dv pairs, the feature of
-/// two tokens each.
+/// storage. With `pairs` they lie in their layout.
 template <Scalar T>
 struct RowSource {
   const void* cache = nullptr;  // null: the tensors of the call
-  /// to = the tokens [begin, end), `begin` even, one row after the other.
+  /// to = the tokens [begin, end), `begin` a multiple of block_keys, one row after the other or in the layout of pairs.
   void (*load)(const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) = nullptr;
   /// Asks for the tokens [begin, end), which will be loaded soon.
   void (*ask)(const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end) = nullptr;
@@ -204,7 +238,8 @@ Index blocks_together(const Call<T>& call, bool whole_strip) noexcept {
 template <Scalar T>
 struct Scratch {
   T *queries, *output, *strip;     // [together, D, W], [together, Dv, W], [together, longest_step or Nk, W]
-  T *packed_keys, *packed_values;  // [Nk, D], [Nk, Dv] of packed_head; null if they are read where they lie
+  Index query_rows, output_rows;   // D and Dv there, or with pairs what their layout asks for
+  T *packed_keys, *packed_values;  // [Nk, D], [Nk, Dv] of packed_head, or pairs; null if they are read where they lie
   unsigned char* packed;           // [2, Nk / block_keys + 1]: which blocks of them are there
   Index* packed_head;              // the batch item and head of keys, as one number; -1 for none
   T* guarded_values;               // [longest_step, Dv]
@@ -229,13 +264,18 @@ struct Scratch {
     };
     constexpr Index width = block_width<T>;
     together = blocks_together(call, whole_strip);
-    take(queries, together * p.dim * width);
-    take(output, together * p.value_dim * width);
+    const PairLayout* const pairs = call.source.pairs != nullptr ? &call.source.pairs->layout : nullptr;
+    query_rows = pairs != nullptr ? pairs->query_rows(p.dim) : p.dim;
+    output_rows = pairs != nullptr ? pairs->value_rows(p.value_dim) : p.value_dim;
+    take(queries, together * query_rows * width);
+    take(output, together * output_rows * width);
     strip_size = std::max(whole_strip ? p.keys : 0, longest_step) * width;
     take(strip, together * strip_size);
     packed_keys = packed_values = nullptr;
-    if (call.source.cache != nullptr || !has_unit_stride(call.k)) take(packed_keys, p.keys * p.dim);
-    if (call.source.cache != nullptr || !has_unit_stride(call.v)) take(packed_values, p.keys * p.value_dim);
+    if (call.source.cache != nullptr || !has_unit_stride(call.k))
+      take(packed_keys, pairs != nullptr ? pairs->key_rows(p.keys) * pairs->key_stride(p.dim) : p.keys * p.dim);
+    if (call.source.cache != nullptr || !has_unit_stride(call.v))
+      take(packed_values, pairs != nullptr ? pairs->values_size(p.keys, p.value_dim) : p.keys * p.value_dim);
     take(packed_head, 1);
     if (memory != nullptr && !again) *packed_head = -1;
     take(packed, 2 * (p.keys / block_keys + 1));

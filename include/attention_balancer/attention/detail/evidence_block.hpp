@@ -180,7 +180,7 @@ class BlockEvidence {
     const Index keys = s_.ranges[r].end - s_.ranges[r].begin;
     if (p_.value_dim > 0) {
       Rows<T> v = block_.values_of(s_.ranges[r]);
-      if (block_.guarded_) v = block_.guarded(v, keys);
+      if (block_.guarded_) v = block_.guarded(v, s_.ranges[r]);
       add_values<T, V>(block_.kept_, v.data, v.stride, keys, p_.value_dim, s_.output,
                        r == 0 ? Onto::zero : Onto::output, state_.shrink, block_.far_);
     }
@@ -231,6 +231,7 @@ class BlockEvidence {
     alignas(64) T top[width] = {};
     T* weights = s_.strip;
     for (Index r = 0; r < block_.ranges_; ++r) {
+      block_.enter();
       block_.score(s_.ranges[r], s_.spare, top);  // once more: a weight of 0 does not tell masked from small
       for (Index j = 0; j < s_.ranges[r].end - s_.ranges[r].begin; ++j, weights += width)
         weights[i] =

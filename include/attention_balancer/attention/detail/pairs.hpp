@@ -11,6 +11,7 @@
 #include "attention_balancer/attention/detail/tile.hpp"
 #include "attention_balancer/cache/kv_view.hpp"
 #include "attention_balancer/simd/bf16.hpp"
+#include "attention_balancer/softmax/pair_weights.hpp"
 
 namespace attention_balancer::detail {
 ATTENTION_BALANCER_BEGIN_ISA
@@ -46,19 +47,29 @@ ATTENTION_BALANCER_NOINLINE void pair_rows(const float* x, Index rows, float* pa
                         simd::to_pairs(simd::load_aligned<S>(x + r * width + v * n), S(0.0f)));
 }
 
+/// As PairProducts::weigh.
+template <int V, class Exp2>
+void weigh_as_pairs(const float* scores, Index count, OnlineState<float>& state, bool entropy,
+                    float* pairs) noexcept {
+  entropy ? weigh_pairs<V, Exp2, true>(scores, count, state, pairs)
+          : weigh_pairs<V, Exp2, false>(scores, count, state, pairs);
+}
+
 /// The products with blocks of V packs of queries.
 template <int V>
 constexpr PairProducts<float> pair_products_of() noexcept {
-  return {[](float* queries, Index dim) { pair_rows<V>(queries, dim, queries); },
+  return {{},
+          [](float* queries, Index dim) { pair_rows<V>(queries, dim, queries); },
           [](const float* queries, const Rows<float>& keys, Index count, Index dim, float* scores, float* top,
              const Far& far) {
             score_keys<float, V, tile_rows<V>, MultiplyPairs>(queries, keys.data, keys.stride, count, (dim + 1) / 2,
                                                               scores, top, far);
           },
-          [](const float* weights, const Rows<float>& values, Index count, Index dim, float* output, Onto onto,
-             const float* shrink, float* pairs, const Far& far) {
-            pair_rows<V>(weights, count, pairs);
-            add_values<float, V, tile_rows<V>, MultiplyPairs>(pairs, values.data, values.stride, (count + 1) / 2,
+          weigh_as_pairs<V, Exponential>,
+          pair_rows<V>,
+          [](float* pairs, const float* values, Index first, Index count, Index dim, float* output, Onto onto,
+             const float* shrink, const Far& far) {
+            add_values<float, V, tile_rows<V>, MultiplyPairs>(pairs, values + first / 2 * dim, dim, (count + 1) / 2,
                                                               dim, output, onto, shrink, far);
           }};
 }

@@ -8,6 +8,7 @@
 #include <limits>
 #include <new>
 
+#include "attention_balancer/attention/detail/amx.hpp"
 #include "attention_balancer/attention/detail/pairs.hpp"
 #include "attention_balancer/attention/forward.hpp"
 #include "attention_balancer/cache/kv_view.hpp"
@@ -72,6 +73,13 @@ struct CacheRows {
            : load_key_pairs(x, first + batch, kv_head, begin, end, to);
   }
 
+#if defined(ATTENTION_BALANCER_AMX)
+  void load_for_amx(bool values, Index batch, Index kv_head, Index begin, Index end, T* to) const noexcept {
+    values ? load_values_for_amx(x, first + batch, kv_head, begin, end, to)
+           : load_keys_for_amx(x, first + batch, kv_head, begin, end, to);
+  }
+#endif
+
   void ask(bool values, Index batch, Index kv_head, Index begin, Index end) const noexcept {
     const TensorView<const Stored>& view = values ? x.values : x.keys;
     for_runs(x, view, first + batch, kv_head, begin, end, [&](const Stored* row, Index, Index count) {
@@ -91,9 +99,15 @@ struct CacheRows {
     };
     if constexpr (simd::has_bf16_products && std::is_same_v<Stored, bf16>)
       if (pairs) {
+        source.pairs = amx_products();
+        if (source.pairs != nullptr) {
+          source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) {
+            static_cast<const CacheRows*>(cache)->load_for_amx(values, batch, kv_head, begin, end, to);
+          };
+          return source;
+        }
         source.pairs = pair_products();
-        source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end,
-                         T* to) {
+        source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) {
           static_cast<const CacheRows*>(cache)->load_pairs(values, batch, kv_head, begin, end, to);
         };
       }
@@ -123,8 +137,9 @@ void take_rows(Call<T>& call, const CacheRows<T, Stored>& rows, bool pairs) noex
 /// Throws std::bad_alloc if the rows that a worker keeps of a head cannot be counted in bytes: what shares memory in
 /// the cache does not there. Sizes were checked to stay below 2^43 each.
 inline void check_kept_rows(const Problem& p) {
-  if (multiply_overflows(p.keys, p.dim + p.value_dim) ||
-      p.keys * (p.dim + p.value_dim) > std::numeric_limits<Index>::max() / 64)
+  constexpr Index padding = 64;  // more than pairs are padded with
+  const Index keys = p.keys + padding, features = p.dim + p.value_dim + padding;
+  if (multiply_overflows(keys, features) || keys * features > std::numeric_limits<Index>::max() / 64)
     throw std::bad_alloc();
 }
 

@@ -1,7 +1,9 @@
 // What do many queries to a cache cost, for every storage, against the same from a cache of floats?
 //
 // `x_float` is the speed relative to a cache of floats of the same shape, in turn with it; `of_peak` the share of the
-// FMA peak of one core, `limit` what products and exponentials in float allow. `bf16_products` multiplies in bf16 (`Bf16Products`), where this machine can.
+// FMA peak of one core, `limit` what products and exponentials in float allow. `bf16_products` multiplies in bf16
+// (`Bf16Products`), where this machine can: in AMX, if it has that and the environment does not say
+// ATTENTION_BALANCER_AMX=0.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -74,6 +76,7 @@ void shapes(benchmark::internal::Benchmark* b) {
   for (const int queries : {16, 64, 256, 1024}) b->Args({8, 8, queries, 4096, 128});
   for (const int queries : {16, 64}) b->Args({32, 8, queries, 4096, 128});
   for (const int queries : {64, 1024}) b->Args({8, 8, queries, 1024, 64});
+  for (const int dim : {64, 128}) b->Args({8, 8, 256, 256, dim});
   b->Args({4, 2, 40, 300, 48});
 }
 

@@ -179,6 +179,34 @@ TEST_CASE("products of bf16 do not see what is hidden", "[attention][cache][bf16
   }
 }
 
+TEST_CASE("products of bf16 keep rows whose scores are huge", "[attention][cache][bf16]") {
+  // The offset of such a row, times log2(e), is off by more than the range of exponents.
+  const Index queries = 9, dim = 2;
+  support::Table table;
+  for (const Index keys : {1, 40}) {
+    table.begin(std::to_string(keys) + " keys of the same bias");
+    auto outputs = table.column("output"), lse = table.column("lse"), empty = table.column("empty rows");
+    const auto count = static_cast<std::size_t>(keys * dim);
+    const std::vector<float> q(static_cast<std::size_t>(queries * dim), 0.5f), k(count, 0.5f), v(count, 2.0f);
+    ab::KvCache<ab::bf16> cache(1, 1, keys, dim, dim);
+    cache.append(0, ab::bhsd(k.data(), 1, 1, keys, dim), ab::bhsd(v.data(), 1, 1, keys, dim));
+    for (int step = 0; step < 108; ++step) {
+      const float bias = -std::exp2(20.0f + static_cast<float>(step)) * (1 + 0.001f * static_cast<float>(step));
+      const std::vector<float> biases(static_cast<std::size_t>(keys), bias);
+      std::vector<float> out(q.size());
+      ab::Evidence<float> evidence;
+      ab::attention(ab::bhsd(q.data(), 1, 1, queries, dim), cache, ab::bhsd(out.data(), 1, 1, queries, dim),
+                    ab::Bf16Products{}, ab::score::KeyBias<float>(biases),
+                    ab::observe(evidence, ab::QueryWeights::none()));
+      for (const float x : out) outputs.compare(static_cast<double>(x), 2, 0.02, step);
+      const double least = static_cast<double>(bias);
+      lse.compare(static_cast<double>(evidence.lse(0, 0)[0]), least, 5 - 1e-6 * least, step);
+      empty.equal(static_cast<double>(evidence.empty_rows(0, 0)), 0, step);
+    }
+  }
+  table.report();
+}
+
 TEST_CASE("products of bf16 leave alone what they are not for", "[attention][cache][bf16]") {
   support::Random random(403);
   const support::Shape few{1, 4, 2, 8, 300, 32, 17}, many{1, 4, 2, 20, 300, 32, 17};

@@ -88,7 +88,8 @@ ATTENTION_BALANCER_BEGIN_ISA
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     constexpr unsigned osxsave = 1u << 27, amx_bf16_and_tile = 1u << 22 | 1u << 24, tile_state = 1u << 17 | 1u << 18;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & osxsave) == 0) return false;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & amx_bf16_and_tile) != amx_bf16_and_tile) return false;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    if ((edx & amx_bf16_and_tile) != amx_bf16_and_tile) return false;
     unsigned enabled = 0, upper = 0;
     asm volatile("xgetbv" : "=a"(enabled), "=d"(upper) : "c"(0));
     if ((enabled & tile_state) != tile_state) return false;

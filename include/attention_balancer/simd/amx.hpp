@@ -53,9 +53,9 @@ ATTENTION_BALANCER_AMX_FUNCTION ATTENTION_BALANCER_INLINE void store(float* to, 
                : "memory");
 }
 
-/// Tile C [16, 16] += tile A [16, 16 pairs] * tile B [16 pairs, 16]: the products of the first and of the second numbers
-/// of all pairs are summed by fma, each by themselves, both sums added, and to C; rounded to nearest, and subnormal
-/// numbers count as 0. Source: Intel SDM, TDPBF16PS.
+/// Tile C [16, 16] += tile A [16, 16 pairs] * tile B [16 pairs, 16]: the products of the first and of the second
+/// numbers of all pairs are summed by fma, each by themselves, both sums added, and to C; rounded to nearest, and
+/// subnormal numbers count as 0. Source: Intel SDM, TDPBF16PS.
 template <int C, int A, int B>
 ATTENTION_BALANCER_AMX_FUNCTION ATTENTION_BALANCER_INLINE void multiply_add() noexcept {
   asm volatile("{tdpbf16ps\t%%tmm%c2, %%tmm%c1, %%tmm%c0|tdpbf16ps\t%%tmm%c0, %%tmm%c1, %%tmm%c2}"
@@ -63,8 +63,8 @@ ATTENTION_BALANCER_AMX_FUNCTION ATTENTION_BALANCER_INLINE void multiply_add() no
                : "i"(C), "i"(A), "i"(B));
 }
 
-// Sums are R rows of V tiles, from tile 0 on; 6 and 7 are left for A and B. By recursion: a lambda, to be called for each
-// number of a tile, would be a function that is not marked.
+// Sums are R rows of V tiles, from tile 0 on; 6 and 7 are left for A and B. By recursion: a lambda, to be called for
+// each number of a tile, would be a function that is not marked.
 
 template <int R, int V, int I = 0>
 ATTENTION_BALANCER_AMX_FUNCTION ATTENTION_BALANCER_INLINE void zero_sums() noexcept {

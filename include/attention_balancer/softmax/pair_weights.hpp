@@ -23,8 +23,8 @@ struct ScalingExponential {
   }
 };
 
-/// As weigh, for scores [count, V packs] that are logits: pairs [(count + 1) / 2, V packs] of their weights, of two keys
-/// each, rounded to bf16 after they were summed; behind an odd last weight 0. May be the same memory.
+/// As weigh, for scores [count, V packs] that are logits: pairs [(count + 1) / 2, V packs] of their weights, of two
+/// keys each, rounded to bf16 after they were summed; behind an odd last weight 0. May be the same memory.
 template <int V, class Exp2, bool Entropy>
 ATTENTION_BALANCER_NOINLINE void weigh_pairs(const float* scores, Index count, OnlineState<float>& state,
                                              float* pairs) noexcept {
@@ -33,13 +33,10 @@ ATTENTION_BALANCER_NOINLINE void weigh_pairs(const float* scores, Index count, O
   const S log2_e(static_cast<float>(simd::log2_e));
   S offset[V], sum[V], dot[V];
   ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) {
-    offset[v] = S(0.0f) - simd::load_aligned<S>(state.offset + v * n) * log2_e;
-    sum[v] = dot[v] = S(0.0f);
-  }
-  // The rounding of the offset is no more than that of the scores.
+  for (int v = 0; v < V; ++v) offset[v] = simd::load_aligned<S>(state.offset + v * n), sum[v] = dot[v] = S(0.0f);
+  // Subtracted first, as in weigh: of scores of 2^31 the offset times log2(e) is off by more than exponents reach.
   const auto weigh_one = [&](const float* from, int v) {
-    const S y = simd::fma(simd::load_aligned<S>(from + v * n), log2_e, offset[v]), weight = Exp2{}(y);
+    const S y = (simd::load_aligned<S>(from + v * n) - offset[v]) * log2_e, weight = Exp2{}(y);
     sum[v] = sum[v] + weight;
     if constexpr (Entropy) dot[v] = simd::fma(weight, simd::clamp_exponent(y), dot[v]);
     return weight;

@@ -1,7 +1,7 @@
 #pragma once
 // Both matrix products on pairs of bf16 in the tiles of AMX. Scores [keys, W] = K Q^T are tiles of 16 keys by a pack of
-// queries, made of rows of K as they lie and of queries as pairs of features [D / 2, W]; output [Dv, W] = V^T weights is
-// made of values turned, a row for each feature of the pairs of 32 tokens, and of weights as pairs of tokens
+// queries, made of rows of K as they lie and of queries as pairs of features [D / 2, W]; output [Dv, W] = V^T weights
+// is made of values turned, a row for each feature of the pairs of 32 tokens, and of weights as pairs of tokens
 // [keys / 2, W]. What is not a whole tile is padded with zeros.
 
 #include <algorithm>

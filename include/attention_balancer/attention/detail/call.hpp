@@ -49,9 +49,9 @@ struct Rows {
   Index stride;
 };
 
-/// Where pairs of bf16 lie, each in the place of a float: in a row of keys two features of it, and of the values the same
-/// feature of two tokens, one group of tokens after the other, in each a row of its pairs for every feature. Padded to
-/// multiples of so many features of keys, tokens and features of values.
+/// Where pairs of bf16 lie, each in the place of a float: in a row of keys two features of it, and of the values the
+/// same feature of two tokens, one group of tokens after the other, in each a row of its pairs for every feature.
+/// Padded to multiples of so many features of keys, tokens and features of values.
 struct PairLayout {
   Index features = 2, tokens = 2, value_features = 1;
 

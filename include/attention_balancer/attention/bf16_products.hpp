@@ -5,7 +5,7 @@ namespace attention_balancer {
 
 /// A policy for `attention` to a cache of bf16, of more than eight queries: multiplies with the machine's products of
 /// bf16 where it has them (simd::has_bf16_products: AVX512_BF16, up to twice as fast on AMD; with AMX, Intel from
-/// Sapphire Rapids on, three to four times). Everything else stays float. A program for several machines compiles its
+/// Sapphire Rapids on, two to four times). Everything else stays float. A program for several machines compiles its
 /// kernels for avx512bf16 too, in attention_balancer_add_kernels; no flag names AMX.
 ///
 /// AMX is taken on 64-bit Linux where the processor and the operating system have it. The first call asks the latter

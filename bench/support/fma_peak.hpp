@@ -39,6 +39,22 @@ template <class T>
   return simd::reduce_add(total);
 }
 
+template <class T>
+double seconds_of_rounds(std::int64_t rounds) {
+  using Clock = std::chrono::steady_clock;
+  // Not constants to the compiler; the sums grow slowly and never become subnormal.
+  static volatile T factors[2] = {T(0.5), T(1e-3)};
+  const auto start = Clock::now();
+  const T result = multiply_add<T>(factors[0], factors[1], rounds);
+  asm volatile("" : : "m"(result));  // used, as far as the compiler knows
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+template <class T>
+double operations(std::int64_t rounds) {
+  return 2.0 * static_cast<double>(rounds) * chains * attention_balancer::simd::lanes<T>;
+}
+
 }  // namespace detail
 
 /// Floating point operations per second of one core in T: the best of several runs of about two milliseconds, after a
@@ -46,40 +62,23 @@ template <class T>
 /// than it is. A multiply-add counts as two.
 template <class T>
 double fma_peak() {
-  using Clock = std::chrono::steady_clock;
-  // Not constants to the compiler; the sums grow slowly and never become subnormal.
-  static volatile T factors[2] = {T(0.5), T(1e-3)};
-
   std::int64_t rounds = 1024;
-  const auto run = [&] {
-    const auto start = Clock::now();
-    const T result = detail::multiply_add<T>(factors[0], factors[1], rounds);
-    asm volatile("" : : "m"(result));  // used, as far as the compiler knows
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
+  const auto run = [&] { return detail::seconds_of_rounds<T>(rounds); };
   while (run() < 2e-3) rounds *= 2;
   for (int i = 0; i < 5; ++i) run();
 
   double best = run();
   for (int i = 0; i < 10; ++i) best = std::min(best, run());
-  return 2.0 * static_cast<double>(rounds) * detail::chains * attention_balancer::simd::lanes<T> / best;
+  return detail::operations<T>(rounds) / best;
 }
 
 /// The same from 20 to 60 microseconds from now, about: at the clock that the core has, once it has got over the change
 /// of work.
 template <class T>
 double fma_rate() {
-  using Clock = std::chrono::steady_clock;
-  static volatile T factors[2] = {T(0.5), T(1e-3)};
-  const auto run = [](std::int64_t rounds) {
-    const auto start = Clock::now();
-    const T result = detail::multiply_add<T>(factors[0], factors[1], rounds);
-    asm volatile("" : : "m"(result));
-    return 2.0 * static_cast<double>(rounds) * detail::chains * attention_balancer::simd::lanes<T> /
-           std::chrono::duration<double>(Clock::now() - start).count();
-  };
-  run(6144);
-  return run(12288);
+  constexpr std::int64_t rounds = 12288;
+  detail::seconds_of_rounds<T>(rounds / 2);
+  return detail::operations<T>(rounds) / detail::seconds_of_rounds<T>(rounds);
 }
 
 }  // namespace bench

@@ -35,27 +35,6 @@ ATTENTION_BALANCER_AMX_FUNCTION ATTENTION_BALANCER_INLINE void score_in_amx(cons
   simd::amx::store_sums<R, V>(scores);
 }
 
-/// top [V packs] raised to rows [count, V packs].
-template <int V>
-ATTENTION_BALANCER_INLINE void raise_to_rows(float* top, const float* rows, Index count) noexcept {
-  using S = simd::Pack<float>;
-  constexpr Index width = V * simd::lanes<float>, rows_at_once = 4;
-  S most[rows_at_once][V], row[V];
-  ATTENTION_BALANCER_UNROLL
-  for (Index r = 0; r < rows_at_once; ++r) load_row<float>(top, most[r]);
-  for (; count >= rows_at_once; count -= rows_at_once, rows += rows_at_once * width) ATTENTION_BALANCER_UNROLL
-  for (Index r = 0; r < rows_at_once; ++r) {
-    load_row<float>(rows + r * width, row);
-    raise_row(most[r], row);
-  }
-  for (; count > 0; --count, rows += width) {
-    load_row<float>(rows, row);
-    raise_row(most[0], row);
-  }
-  for (Index r = 1; r < rows_at_once; ++r) raise_row(most[0], most[r]);
-  store_row<float>(top, most[0]);
-}
-
 /// As score_keys; `keys` may be read up to 15 rows behind the last.
 template <int V>
 ATTENTION_BALANCER_AMX_FUNCTION ATTENTION_BALANCER_NOINLINE void score_keys_in_amx(const float* queries,
@@ -80,7 +59,7 @@ ATTENTION_BALANCER_AMX_FUNCTION ATTENTION_BALANCER_NOINLINE void score_keys_in_a
     const Index from = std::min(j, count - tile);
     score_in_amx<1, V>(queries, keys.data + from * keys.stride, keys.stride, steps, scores + from * width);
   }
-  if (top != nullptr) raise_to_rows<V>(top, scores, count);
+  if (top != nullptr) raise_to_rows<float, V>(scores, count, top);
 }
 
 /// output [16 R, V tiles] = (0 or output) + values weights, `groups` tiles of pairs of tokens, `size` floats apart.

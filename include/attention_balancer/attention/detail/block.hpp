@@ -9,10 +9,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <limits>
 #include <new>
 
+#include "attention_balancer/attention/detail/block_rows.hpp"
 #include "attention_balancer/attention/detail/call.hpp"
 #include "attention_balancer/attention/detail/layout.hpp"
 #include "attention_balancer/attention/detail/tile.hpp"
@@ -34,11 +34,11 @@ class Block {
         p_(call.problem),
         batch_(batch),
         head_(head),
-        kv_head_(head / (p_.heads / p_.kv_heads)),
         first_(first),
         count_(count),
         far_{is_far<T>(p_), false, scratch.coming != nullptr ? &Coming::ask : nullptr, scratch.coming},
         s_(scratch),
+        rows_(call, batch, head / (p_.heads / p_.kv_heads), scratch),
         evidence_(evidence) {}
 
   /// The same with the memory of block `place` of those that walk together.
@@ -78,7 +78,7 @@ class Block {
 
   void begin() noexcept {
     load_queries();
-    begin_head();
+    rows_.begin_head();
     ranges_ = visible_ranges(
         call_, {first_, first_ + count_, 0, 0, call_.first_batch + batch_, head_, p_.queries, p_.keys}, s_.ranges);
     weighted_ = evidence_.mass != nullptr && load_query_weights();
@@ -123,72 +123,6 @@ class Block {
       any = any || u_[i] != T(0);
     }
     return any;
-  }
-
-  /// Rows of K or V where they lie, or packed if their feature stride is not 1: each block once for all the queries
-  /// of a head that a worker takes in turn.
-  Rows<T> rows_of(const TensorView<const T>& x, const KeyRange& range, T* to, unsigned char* done) const noexcept {
-    const T* first = x.data + batch_ * x.batch_stride + kv_head_ * x.head_stride;
-    if (to == nullptr) return {first + range.begin * x.length_stride, x.length_stride};
-    for (Index b = range.begin / block_keys; b <= (range.end - 1) / block_keys; ++b) {
-      if (done[b]) continue;
-      const Index begin = b * block_keys, keys = std::min(block_keys, p_.keys - begin);
-      copy_matrix(to + begin * x.dim, x.dim, Index(1), first + begin * x.length_stride, x.length_stride,
-                  x.dim_stride, keys, x.dim);
-      done[b] = 1;
-    }
-    return {to + range.begin * x.dim, x.dim};
-  }
-  /// The same for rows of a cache, converted. Of values in pairs all that there is: see value_at.
-  Rows<T> loaded_rows(bool values, const KeyRange& range) const noexcept {
-    const RowSource<T>& source = call_.source;
-    const PairLayout* const pairs = source.pairs != nullptr ? &source.pairs->layout : nullptr;
-    const Index stride = values ? p_.value_dim : pairs != nullptr ? pairs->key_stride(p_.dim) : p_.dim;
-    T* const to = values ? s_.packed_values : s_.packed_keys;
-    const auto place_of = [&](Index j) {
-      return to + (values && pairs != nullptr ? pairs->place_of_value(j, 0, p_.value_dim) : j * stride);
-    };
-    unsigned char* const done = packed(values);
-    for (Index b = range.begin / block_keys; b <= (range.end - 1) / block_keys; ++b) {
-      if (done[b]) continue;
-      const Index begin = b * block_keys;
-      source.load(source.cache, values, batch_, kv_head_, begin, std::min(begin + block_keys, p_.keys),
-                  place_of(begin));
-      done[b] = 1;
-    }
-    return {values && pairs != nullptr ? to : place_of(range.begin), stride};
-  }
-
-  /// Which blocks of keys or values are packed or loaded.
-  unsigned char* packed(bool values) const noexcept {
-    return values ? s_.packed + p_.keys / block_keys + 1 : s_.packed;
-  }
-
-  /// What is asked for while rows from `from` on are multiplied: of a cache, what is not loaded yet lies elsewhere.
-  Ahead<T> ahead(bool values, Index from, Index tokens) const noexcept {
-    return {call_.source, values, batch_, kv_head_, from, p_.keys, tokens};
-  }
-  Far far_of(const Ahead<T>& ahead, Index count) const noexcept {
-    if (call_.source.cache == nullptr || !far_.rows) return far_;
-    if (packed(ahead.values)[(ahead.begin + count) / block_keys]) return far_;
-    return ahead.of(far_);
-  }
-
-  Rows<T> keys_of(const KeyRange& range) const noexcept {
-    if (call_.source.cache != nullptr) return loaded_rows(false, range);
-    return rows_of(call_.k, range, s_.packed_keys, packed(false));
-  }
-  Rows<T> values_of(const KeyRange& range) const noexcept {
-    if (call_.source.cache != nullptr) return loaded_rows(true, range);
-    return rows_of(call_.v, range, s_.packed_values, packed(true));
-  }
-
-  /// Forgets what is packed of another head.
-  void begin_head() const noexcept {
-    const Index head = batch_ * p_.kv_heads + kv_head_;
-    if (*s_.packed_head == head) return;
-    *s_.packed_head = head;
-    std::fill_n(s_.packed, 2 * (p_.keys / block_keys + 1), static_cast<unsigned char>(0));
   }
 
   /// The walk over the keys. Each block takes its own ranges in their order, whoever walks beside it.
@@ -253,7 +187,7 @@ class Block {
   /// Scores of a range of keys into the strip, after all policies; returns the strip after it.
   T* score(const KeyRange& range, T* scores, T* top) noexcept {
     const Index keys = range.end - range.begin;
-    const Rows<T> k = keys_of(range);
+    const Rows<T> k = rows_.keys(range);
     const bool bent = call_.policies.has_modifiers;
     if (!range.partial) {
       multiply_keys(k.data, k.stride, range.begin, keys, scores, bent ? nullptr : top);
@@ -275,8 +209,8 @@ class Block {
 
   /// scores [count, W] of keys, and top raised to them unless it is null. `from`: the position of the first.
   void multiply_keys(const T* keys, Index stride, Index from, Index count, T* scores, T* top) const noexcept {
-    const Ahead<T> next = ahead(false, from, 1);
-    const Far far = far_of(next, count);
+    const Ahead<T> next = rows_.ahead(false, from, 1);
+    const Far far = rows_.far_of(far_, next, count);
     if (call_.source.pairs != nullptr)
       call_.source.pairs[V - 1].score(s_.queries, {keys, stride}, count, p_.dim, scores, top, far);
     else
@@ -322,10 +256,10 @@ class Block {
       evidence_.lse != nullptr ? weigh<T, V, true>(scores, keys, state_) : weigh<T, V, false>(scores, keys, state_);
     if (pairs != nullptr && weighted_) pairs->pair(scores, keys, weights);
     if (p_.value_dim > 0) {
-      Rows<T> v = values_of(range);
-      if (guard) v = guarded(v, range);
-      const Ahead<T> next = ahead(true, range.begin, pairs != nullptr ? 2 : 1);
-      const Far far = far_of(next, keys);
+      Rows<T> v = rows_.values(range);
+      if (guard) v = rows_.guarded(v, range);
+      const Ahead<T> next = rows_.ahead(true, range.begin, pairs != nullptr ? 2 : 1);
+      const Far far = rows_.far_of(far_, next, keys);
       if (pairs != nullptr)
         pairs->add(weights, v.data, range.begin, keys, p_.value_dim, s_.output, onto, state_.shrink, far);
       else
@@ -335,43 +269,19 @@ class Block {
     return scores + keys * width;
   }
 
-  /// A copy of the values with every row that is not finite replaced by zeros.
-  ATTENTION_BALANCER_NOINLINE Rows<T> guarded(Rows<T> v, const KeyRange& range) noexcept {
-    for (Index j = 0; j < range.end - range.begin; ++j) {
-      T* to = s_.guarded_values + j * p_.value_dim;
-      bool finite = true;
-      for (Index c = 0; c < p_.value_dim; ++c) {
-        to[c] = value_at(v, range.begin, j, c);
-        finite = finite && std::isfinite(to[c]);
-      }
-      if (!finite) std::fill_n(to, p_.value_dim, T(0));
-    }
-    return {s_.guarded_values, p_.value_dim};
-  }
-
-  /// Feature c of row j of values_of a range from `begin` on.
-  T value_at(const Rows<T>& v, Index begin, Index j, Index c) const noexcept {
-    if constexpr (sizeof(T) == sizeof(std::uint32_t))
-      if (call_.source.pairs != nullptr) {
-        const Index place = call_.source.pairs->layout.place_of_value(begin + j, c, p_.value_dim);
-        const auto pair = __builtin_bit_cast(std::uint32_t, v.data[place]);
-        return __builtin_bit_cast(T, (begin + j) % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
-      }
-    return v.data[j * v.stride + c];
-  }
-
   /// Adds the rows that guarded left out, only for the queries whose score is not masked.
   ATTENTION_BALANCER_NOINLINE void add_guarded(const KeyRange& range, const T* weights) noexcept {
-    const Rows<T> v = values_of(range);
+    const Rows<T> v = rows_.values(range);
     for (Index j = 0; j < range.end - range.begin; ++j) {
       bool finite = true;
-      for (Index c = 0; c < p_.value_dim; ++c) finite = finite && std::isfinite(value_at(v, range.begin, j, c));
+      for (Index c = 0; c < p_.value_dim; ++c)
+        finite = finite && std::isfinite(rows_.value_at(v, range.begin, j, c));
       if (finite) continue;
       const Index row = j * width;
       for (Index i = 0; i < width; ++i)
         if (s_.spare[row + i] != -infinity<T>)
           for (Index c = 0; c < p_.value_dim; ++c)
-            s_.output[c * width + i] += weights[row + i] * value_at(v, range.begin, j, c);
+            s_.output[c * width + i] += weights[row + i] * rows_.value_at(v, range.begin, j, c);
     }
   }
 
@@ -388,9 +298,10 @@ class Block {
 
   const Call<T>& call_;
   const Problem& p_;
-  const Index batch_, head_, kv_head_, first_, count_;
+  const Index batch_, head_, first_, count_;
   Far far_;
   Scratch<T> s_;
+  const BlockRows<T> rows_;
   const EvidenceRows<T>& evidence_;
   Index ranges_ = 0;
   bool weighted_ = false, keeps_ = false;  // the strip of all scores

@@ -112,7 +112,7 @@ class BlockEvidence {
     }
     for (Index i = 0; i < width; ++i) {
       if (dominant_[i] < 0) continue;
-      const Rows<T> v = block_.values_of({keys[i], keys[i] + 1, false});
+      const Rows<T> v = block_.rows_.values({keys[i], keys[i] + 1, false});
       T distance(0);
       for (Index c = 0; c < p_.value_dim; ++c) {
         const T other = others.factor[i] == T(0) ? T(0) : s_.output[c * width + i] * others.factor[i];
@@ -179,8 +179,8 @@ class BlockEvidence {
     if (r == 0) block_.kept_ = s_.strip;
     const Index keys = s_.ranges[r].end - s_.ranges[r].begin;
     if (p_.value_dim > 0) {
-      Rows<T> v = block_.values_of(s_.ranges[r]);
-      if (block_.guarded_) v = block_.guarded(v, s_.ranges[r]);
+      Rows<T> v = block_.rows_.values(s_.ranges[r]);
+      if (block_.guarded_) v = block_.rows_.guarded(v, s_.ranges[r]);
       add_values<T, V>(block_.kept_, v.data, v.stride, keys, p_.value_dim, s_.output,
                        r == 0 ? Onto::zero : Onto::output, state_.shrink, block_.far_);
     }
@@ -212,7 +212,7 @@ class BlockEvidence {
       case evidence::Kind::squared_odds: return add_squared_odds<T, V>(rows, keys, into);
       case evidence::Kind::leave_one_out: break;
     }
-    const Rows<T> v = block_.values_of(range);
+    const Rows<T> v = block_.rows_.values(range);
     const Index row = (weights - s_.strip) / width;
     for (Index j = 0; j < keys; j += leave_one_out_keys) {
       const Index now = std::min(leave_one_out_keys, keys - j);

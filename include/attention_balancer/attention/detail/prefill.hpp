@@ -91,27 +91,27 @@ struct CacheRows {
   RowSource<T> source([[maybe_unused]] bool pairs) const noexcept {
     RowSource<T> source;
     source.cache = this;
-    source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) {
-      static_cast<const CacheRows*>(cache)->load(values, batch, kv_head, begin, end, to);
-    };
+    source.load = loading<&CacheRows::load>;
     source.ask = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end) {
       static_cast<const CacheRows*>(cache)->ask(values, batch, kv_head, begin, end);
     };
     if constexpr (simd::has_bf16_products && std::is_same_v<Stored, bf16>)
       if (pairs) {
+#if defined(ATTENTION_BALANCER_AMX)
         source.pairs = amx_products();
-        if (source.pairs != nullptr) {
-          source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) {
-            static_cast<const CacheRows*>(cache)->load_for_amx(values, batch, kv_head, begin, end, to);
-          };
-          return source;
-        }
+        source.load = loading<&CacheRows::load_for_amx>;
+        if (source.pairs != nullptr) return source;
+#endif
         source.pairs = pair_products();
-        source.load = [](const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) {
-          static_cast<const CacheRows*>(cache)->load_pairs(values, batch, kv_head, begin, end, to);
-        };
+        source.load = loading<&CacheRows::load_pairs>;
       }
     return source;
+  }
+
+ private:
+  template <void (CacheRows::*Load)(bool, Index, Index, Index, Index, T*) const noexcept>
+  static void loading(const void* cache, bool values, Index batch, Index kv_head, Index begin, Index end, T* to) {
+    (static_cast<const CacheRows*>(cache)->*Load)(values, batch, kv_head, begin, end, to);
   }
 };
 

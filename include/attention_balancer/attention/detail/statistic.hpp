@@ -178,20 +178,6 @@ ATTENTION_BALANCER_NOINLINE bool square_values(const T* values, Index stride, In
   return finite;
 }
 
-/// top [V packs] raised to those of rows [keys, V packs] that are numbers
-template <Scalar T, int V>
-ATTENTION_BALANCER_NOINLINE void raise_to_rows(const T* rows, Index keys, T* top) noexcept {
-  using S = simd::Pack<T>;
-  constexpr int n = simd::lanes<T>;
-  S highest[V];
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) highest[v] = simd::load_aligned<S>(top + v * n);
-  for (Index j = 0; j < keys; ++j) ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) highest[v] = simd::max(simd::load_aligned<S>(rows + (j * V + v) * n), highest[v]);
-  ATTENTION_BALANCER_UNROLL
-  for (int v = 0; v < V; ++v) simd::store_aligned(top + v * n, highest[v]);
-}
-
 /// sums [V packs] += rows [keys, V packs]
 template <Scalar T, int V>
 ATTENTION_BALANCER_NOINLINE void add_rows(const T* rows, Index keys, T* sums) noexcept {

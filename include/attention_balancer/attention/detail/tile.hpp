@@ -94,7 +94,8 @@ ATTENTION_BALANCER_INLINE void multiply(const T* a, const T* b, Index step, Inde
 
 /// row[v] = scalar * column[v]: how a row begins that is added to nothing. If all its products are -0 it stays -0.
 template <Scalar T, int V, class Product>
-ATTENTION_BALANCER_INLINE void begin_row(T scalar, const simd::Pack<T> (&column)[V], simd::Pack<T> (&row)[V]) noexcept {
+ATTENTION_BALANCER_INLINE void begin_row(T scalar, const simd::Pack<T> (&column)[V],
+                                         simd::Pack<T> (&row)[V]) noexcept {
   const simd::Pack<T> factor(scalar);
   ATTENTION_BALANCER_UNROLL
   for (int v = 0; v < V; ++v) row[v] = Product{}(factor, column[v]);
@@ -134,6 +135,27 @@ ATTENTION_BALANCER_INLINE void raise_to(T* top, const simd::Pack<T> (&row)[V]) n
     T* const at = top + v * simd::lanes<T>;
     simd::store_aligned(at, simd::max(row[v], simd::load_aligned<S>(at)));
   }
+}
+
+/// top [V packs] raised to those of rows [count, V packs] that are numbers. In four chains: one would wait for each
+/// maximum.
+template <Scalar T, int V>
+ATTENTION_BALANCER_NOINLINE void raise_to_rows(const T* rows, Index count, T* top) noexcept {
+  constexpr Index width = V * simd::lanes<T>, chains = 4;
+  simd::Pack<T> most[chains][V], row[V];
+  ATTENTION_BALANCER_UNROLL
+  for (Index r = 0; r < chains; ++r) load_row<T>(top, most[r]);
+  for (; count >= chains; count -= chains, rows += chains * width) ATTENTION_BALANCER_UNROLL
+  for (Index r = 0; r < chains; ++r) {
+    load_row<T>(rows + r * width, row);
+    raise_row(most[r], row);
+  }
+  for (; count > 0; --count, rows += width) {
+    load_row<T>(rows, row);
+    raise_row(most[0], row);
+  }
+  for (Index r = 1; r < chains; ++r) raise_row(most[0], most[r]);
+  store_row<T>(top, most[0]);
 }
 
 /// scores [tiles * R, W] = K Q^T for one tile of R keys or more of one feature or more, and top [W] raised to them: of
@@ -198,8 +220,8 @@ ATTENTION_BALANCER_INLINE void add_row(T* row, const T* shrink, const simd::Pack
 
 /// The end of a tile, and, joined to it, the beginning of the next, if `values` is not null: of its features.
 template <Onto To, class Product, Scalar T, int V, int R>
-ATTENTION_BALANCER_INLINE void turn_tile(simd::Pack<T> (&tile)[R][V], T* output, const T* shrink, const T* weights,
-                                         const T* values) noexcept {
+ATTENTION_BALANCER_INLINE void turn_tile_onto(simd::Pack<T> (&tile)[R][V], T* output, const T* shrink,
+                                              const T* weights, const T* values) noexcept {
   simd::Pack<T> column[V];
   if (values != nullptr) load_row<T>(weights, column);
   ATTENTION_BALANCER_UNROLL
@@ -211,13 +233,24 @@ ATTENTION_BALANCER_INLINE void turn_tile(simd::Pack<T> (&tile)[R][V], T* output,
   }
 }
 
+template <class Product, Scalar T, int V, int R>
+ATTENTION_BALANCER_INLINE void turn_tile(simd::Pack<T> (&tile)[R][V], T* output, Onto onto, const T* shrink,
+                                         const T* weights, const T* values) noexcept {
+  switch (onto) {
+    case Onto::zero: return turn_tile_onto<Onto::zero, Product, T>(tile, output, shrink, weights, values);
+    case Onto::output: return turn_tile_onto<Onto::output, Product, T>(tile, output, shrink, weights, values);
+    case Onto::shrunk_output:
+      return turn_tile_onto<Onto::shrunk_output, Product, T>(tile, output, shrink, weights, values);
+  }
+}
+
 /// output [tiles * R, W] = (0, output or output * shrink [W]) + V^T weights, weights [keys, W], for one tile of R
 /// features or more of one key or more. The first feature is number `at` of `dim`: of what follows it asks for as much
 /// as it reads.
 template <Scalar T, int V, int R, class Product>
 ATTENTION_BALANCER_NOINLINE void value_tiles(const T* weights, const T* values, Index key_stride, Index keys,
-                                             Index tiles, T* output, Onto onto, const T* shrink, Index at, Index dim,
-                                             Far far) noexcept {
+                                             Index tiles, T* output, Onto onto, const T* shrink, Index at,
+                                             Index dim, Far far) noexcept {
   using S = simd::Pack<T>;
   constexpr int width = V * simd::lanes<T>;
   const T* const row = values;
@@ -235,20 +268,9 @@ ATTENTION_BALANCER_NOINLINE void value_tiles(const T* weights, const T* values, 
     multiply<T, V, R, Product>(weights, values, key_stride, 1, 1, keys, tile);
     if (--tiles == 0) break;
     values += R;
-    if (onto == Onto::zero)
-      turn_tile<Onto::zero, Product, T>(tile, output, shrink, weights, values);
-    else if (onto == Onto::output)
-      turn_tile<Onto::output, Product, T>(tile, output, shrink, weights, values);
-    else
-      turn_tile<Onto::shrunk_output, Product, T>(tile, output, shrink, weights, values);
+    turn_tile<Product, T>(tile, output, onto, shrink, weights, values);
   }
-  const T* const none = nullptr;
-  if (onto == Onto::zero)
-    turn_tile<Onto::zero, Product, T>(tile, output, shrink, weights, none);
-  else if (onto == Onto::output)
-    turn_tile<Onto::output, Product, T>(tile, output, shrink, weights, none);
-  else
-    turn_tile<Onto::shrunk_output, Product, T>(tile, output, shrink, weights, none);
+  turn_tile<Product, T>(tile, output, onto, shrink, weights, nullptr);
 }
 
 /// Keys in tiles of R rows, what is left in tiles of half as many, down to one. Raises top to the scores unless it is
@@ -289,8 +311,8 @@ void add_values(const T* weights, const T* values, Index key_stride, Index keys,
     for (; c + R <= dim; c += R) {
       const Index first = keys + keys * c / dim, rows = keys + keys * (c + R) / dim - first;
       far.ask(far.asker, first, rows);
-      value_tiles<T, V, R, Product>(weights, values + c, key_stride, keys, 1, output + c * width, onto, shrink, c, dim,
-                                    {.strip = far.strip});
+      value_tiles<T, V, R, Product>(weights, values + c, key_stride, keys, 1, output + c * width, onto, shrink, c,
+                                    dim, {.strip = far.strip});
     }
   else if (dim >= R) {
     value_tiles<T, V, R, Product>(weights, values, key_stride, keys, dim / R, output, onto, shrink, 0, dim, far);

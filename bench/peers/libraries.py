@@ -50,14 +50,16 @@ class Ours:
         return run, lambda: out
 
     def cached(self, case, q, k, v, threads, storage):
-        """Keys and values stored as f16, or int8 with a scale for each token and head."""
+        """Keys and values stored as bf16, f16, or int8 with a scale for each token and head."""
         out, scales = np.empty(q.shape, np.float32), (None, None)
         if storage == "f16":
             k, v = k.astype(np.float16), v.astype(np.float16)
+        elif storage == "bf16":
+            k, v = map(rounded_to_bf16, (k, v))
         else:
             scales = [abs(x).max(-1, keepdims=True) / 127 for x in (k, v)]
             k, v = (np.rint(x / scale).astype(np.int8) for x, scale in zip((k, v), scales))
-        run = self.calling(self.lib.peers_cached_attention, case, (q, k, v, *scales, out), threads)
+        run = self.calling(self.lib.peers_cached_attention, case, (q, k, v, *scales, out), storage == "bf16", threads)
         return run, lambda: out
 
     def calling(self, function, case, arrays, *numbers):
@@ -80,6 +82,12 @@ class Ours:
         mass = np.empty((case.batch, case.heads, case.keys), np.float32)
         self.lib.peers_mass(ctypes.c_void_p(mass.ctypes.data))
         return mass
+
+
+def rounded_to_bf16(x):
+    """The upper halves of finite floats, to the nearest, ties to even."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def rows_of(x):
@@ -173,6 +181,8 @@ class OpenVino:
             k, v = (np.repeat(x, case.heads // case.kv_heads, axis=1) for x in (k, v))
         nodes = [self.opset.parameter(x.shape, np.float32) for x in (q, k, v)]
         causal = case.causal and case.queries > 1
+        if causal and case.queries != case.keys:  # it counts positions from the first key
+            raise Unsupported
         model = self.openvino.Model([self.opset.scaled_dot_product_attention(*nodes, causal=causal)], nodes, "attention")
         request = self.core.compile_model(model, "CPU", {
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
@@ -210,6 +220,9 @@ class PyTorch:
         q, k, v = self.tensors(q, k, v)
         sdpa = self.torch.nn.functional.scaled_dot_product_attention
         options = {"is_causal": bool(case.causal and case.queries > 1)}
+        if case.causal and case.queries != case.keys:  # it counts positions from the first key
+            seen = self.torch.ones(case.queries, case.keys, dtype=self.torch.bool)
+            options = {"attn_mask": seen.tril(case.keys - case.queries)}
         if case.heads != case.kv_heads:
             options["enable_gqa"] = True
         run, last = self.keeping(lambda: sdpa(q, k, v, **options))

@@ -82,13 +82,15 @@ int peers_attention(const Shape* shape, const float* q, const float* k, const fl
   }
 }
 
-/// out = attention(q, k, v) of keys and values stored as f16, or as int8 where scales [batch, kv_heads, keys] are
-/// given. 0, or 1 with peers_error() set.
+/// out = attention(q, k, v) of keys and values stored as int8 where scales [batch, kv_heads, keys] are given, otherwise
+/// as bf16 or f16. 0, or 1 with peers_error() set.
 int peers_cached_attention(const Shape* shape, const float* q, const void* k, const void* v,
-                           const float* key_scales, const float* value_scales, float* out, int threads) {
+                           const float* key_scales, const float* value_scales, float* out, int as_bf16, int threads) {
   try {
     if (key_scales)
       attend_cached<std::int8_t>(*shape, q, k, v, key_scales, value_scales, out, threads);
+    else if (as_bf16)
+      attend_cached<ab::bf16>(*shape, q, k, v, nullptr, nullptr, out, threads);
     else
       attend_cached<ab::f16>(*shape, q, k, v, nullptr, nullptr, out, threads);
     return 0;

@@ -20,7 +20,7 @@ COLUMNS = ["family", "threads", "batch", "heads", "kv_heads", "queries", "keys",
 
 # What the name of a contender that keeps keys and values otherwise than as float ends with: bytes for 32 numbers (ours:
 # of 128 that share a scale), and the difference that the rounding may make.
-STORAGES = {"f16": (64, 4e-3), "int8": (33, 1e-2), "q8_0": (34, 1e-2)}
+STORAGES = {"bf16": (64, 2e-2), "f16": (64, 4e-3), "int8": (33, 1e-2), "q8_0": (34, 1e-2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def all_cases(quick):
     lengths = [64, 256, 1024, 4096] if quick else [16 << i for i in range(11)]
     for length in lengths:
         heads = forward_heads(length)
-        for dim in [64] if quick else [32, 64, 128]:
+        for dim in [64] if quick else [16, 32, 64, 128] if length <= 512 else [32, 64, 128]:
             yield Case("forward", 1, heads, heads, length, length, dim)
         for dim in [64] if quick else [64, 128]:
             if length in (256, 1024, 4096, 16384):
@@ -77,7 +77,11 @@ def all_cases(quick):
         for dim in [64] if quick else [64, 128]:
             yield Case("backward", 1, heads, heads, length, length, dim)
     for keys in [4096, 32768] if quick else [1024 << i for i in range(8)]:
-        yield Case("decode", 1, 32, 8, 1, keys, 128, False)
+        yield Case("decode", 1, 32, 8, 1, keys, 128)
+    for keys in [] if quick else [4096, 32768, 131072]:
+        yield Case("decode", 1, 9, 3, 1, keys, 64)
+    for keys in [] if quick else [4096, 32768, 131072]:
+        yield Case("drafts", 1, 32, 8, 4, keys, 128, True)
 
 
 def threads_of(text):
@@ -164,7 +168,7 @@ class Runner:
                 raise RuntimeError(f"{case.name}: this library's evidence or output with it is wrong")
             found.append(("ours with mass", run, worst, seconds))
         if case.family == "decode":
-            for storage in ("f16", "int8"):
+            for storage in ("bf16", "f16", "int8"):
                 run, result = self.ours.cached(case, q, k, v, self.threads, storage)
                 seconds = seconds_of(run)
                 worst = abs(result() - expected).max()
@@ -207,15 +211,17 @@ class Runner:
         start = time.perf_counter()
         for turn in range(rounds):
             reads.append(self.ours.read_seconds(memory, self.threads))
+            short = turn > 2 and spent > patience
             for name, run, _, _ in racing[turn % len(racing):] + racing[:turn % len(racing)]:
-                # The slow ones have shown by now that they are.
-                if turn > 0 and estimates[name] > max(0.02, 4 * min(estimates.values())):
+                # The slow ones have shown by now that they are; when time is short, only what is near is compared.
+                behind = estimates[name] / min(estimates.values())
+                if turn > 0 and (behind > 4 and estimates[name] > 0.02 or short and behind > 1.6):
                     continue
                 time.sleep(0.003)  # threads that wait for more work by spinning go to sleep
                 times[name].append(self.time(run, least, estimates[name]))
                 estimates[name] = min(times[name])
             spent = time.perf_counter() - start
-            if (turn >= 2 and spent > patience) or (turn >= 1 and spent > 4 * patience):
+            if turn >= 2 and spent > 6 * patience:
                 break
         peaks.append(self.ours.fma_peak(self.threads))
         # The cases of a family grow: what is far behind would take most of the time from here on.

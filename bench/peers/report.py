@@ -4,16 +4,19 @@ import argparse
 import csv
 import math
 import os
+import statistics
 
 from peers import STORAGES
 
 OURS, MASS, EXPLICIT = "ours", "ours with mass", "PyTorch softmax and column sum"
-SUMMARY = {"forward": (64, 256, 1024, 4096, 16384), "causal": (256, 1024, 4096, 16384),
-           "backward": (256, 1024, 4096), "decode": (1024, 4096, 32768, 131072)}
+SUMMARY = {"forward": (64, 256, 1024, 2048, 4096, 8192, 16384), "causal": (256, 1024, 4096, 16384),
+           "backward": (256, 1024, 4096), "decode": (1024, 4096, 32768, 131072), "drafts": (4096, 32768, 131072)}
 README = (("forward", 64, (64, 1024, 4096, 16384)), ("forward", 128, (1024, 4096)), ("causal", 64, (4096,)),
           ("causal", 128, (4096,)), ("backward", 64, (1024,)), ("backward", 128, (4096,)), ("decode", 128, (4096, 131072)))
 MARKS = ("<!-- peers: made by bench/peers/report.py --readme -->\n\n", "\n<!-- peers -->")
-TITLES = {"forward": "Forward", "causal": "Causal", "backward": "Backward", "decode": "Decode"}
+DECODING = ("decode", "drafts")
+TITLES = {"forward": "Forward", "causal": "Causal", "backward": "Backward", "decode": "Decode",
+          "drafts": "Decode of four queries"}
 
 
 def read(path):
@@ -45,7 +48,7 @@ def best(case):
 
 
 def decode(row):
-    return row["family"] == "decode"
+    return row["family"] in DECODING
 
 
 def speed(row):
@@ -60,7 +63,7 @@ def limit(row):
 
 def table(header, rows):
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]).replace("|  |", "| |") + "\n"
 
 
 def ratio(of, to):
@@ -74,7 +77,7 @@ def summary(cases):
         if keys not in SUMMARY[family] or dim not in (64, 128) or OURS not in case or not best(case):
             continue
         ours, peer = case[OURS], best(case)
-        unit = "GB/s" if family == "decode" else "GFLOP/s"
+        unit = "GB/s" if decode(ours) else "GFLOP/s"
         rows.append([TITLES[family].lower(), str(keys), str(dim), str(threads), f"{speed(ours):.0f} {unit}",
                      f"{100 * limit(ours):.0f} %", f"{peer['who']}, {speed(peer):.0f}",
                      ratio(peer["seconds"], ours["seconds"]),
@@ -100,13 +103,67 @@ def readme_table(cases):
     return table(["", "N", "D", "this library", "of the peak", "best other", "faster by"], rows)
 
 
+def ranges(cases):
+    """The least, the median and the most over the cases of the run, by threads."""
+    threads = sorted({key[1] for key in cases})
+
+    def row(what, ratio_of, chosen):
+        cells = []
+        for t in threads:
+            found = sorted(r for key, case in cases.items() if key[1] == t and OURS in case and chosen(*key)
+                           for r in [ratio_of(case)] if r)
+            cells.append(f"{found[0]:.2f} / {statistics.median(found):.2f} / {found[-1]:.2f}" if found else "")
+        return [what, *cells]
+
+    def over(who, reference=OURS):
+        """The time of who, or of the fastest of them, as a multiple of ours."""
+        def ratio_of(case):
+            times = [r["seconds"] for name, r in case.items() if name.startswith(who) and not rounded(name)]
+            return min(times) / case[reference]["seconds"] if times and reference in case else None
+        return ratio_of
+
+    def faster(case):
+        return best(case)["seconds"] / case[OURS]["seconds"] if best(case) else None
+
+    def beside_plain(case):
+        return best(case)["seconds"] / case[MASS]["seconds"] if MASS in case and best(case) else None
+
+    def of_float(who):
+        return lambda case: case[OURS]["seconds"] / case[who]["seconds"] if who in case else None
+
+    def decoding(least=0):
+        return lambda family, _, __, keys: family == "decode" and keys >= least
+
+    def forward(dims, lengths):
+        return lambda family, _, dim, keys: family == "forward" and dim in dims and lengths[0] <= keys <= lengths[1]
+
+    dims, every = (16, 32, 64, 128), (1, math.inf)
+    rows = [
+        row("forward, N 1024 to 16384, D 64: of the best other's time", faster, forward((64,), (1024, 16384))),
+        row("the same, D 128", faster, forward((128,), (1024, 16384))),
+        row("forward, N 16 to 512, D 16 to 128", faster, forward(dims, (16, 512))),
+        row("causal", faster, lambda family, *_: family == "causal"),
+        row("backward: of PyTorch's", faster, lambda family, *_: family == "backward"),
+        row("with the mass of every key, beside the best other without", beside_plain, forward(dims, every)),
+        row("with the mass, beside PyTorch's softmax and column sum", over(EXPLICIT, MASS), forward(dims, every)),
+        row("decode: of ONNX Runtime's", over("ONNX Runtime"), decoding()),
+        row("decode: of PyTorch's SDPA or flash decode", over("PyTorch"), decoding()),
+        row("decode: of ggml's", over("ggml"), decoding()),
+        row("decode of four queries: of the best other's", faster, lambda family, *_: family == "drafts"),
+        row("decode from bf16, from 32768 keys on: of ours from float", of_float("ours bf16"), decoding(32768)),
+        row("the same, f16", of_float("ours f16"), decoding(32768)),
+        row("the same, int8", of_float("ours int8"), decoding(32768)),
+    ]
+    return table(["times as fast: least / median / most", *(f"{t} thread{'s' if t > 1 else ''}" for t in threads)], rows)
+
+
 def write_readme(path, cases):
     with open(path) as file:
         text = file.read()
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     with open(path, "w") as file:
-        file.write(before + MARKS[0] + readme_table(cases) + MARKS[1] + after)
+        file.write(before + MARKS[0] + readme_table(cases) + "\n" + ranges(cases) + MARKS[1] + after)
 
 
 def full(cases, family, threads):
@@ -143,15 +200,16 @@ def markdown(cases, machine):
         + ". Made by `sh bench/peers/run.sh`: the same inputs, in turn, medians; all results agree within 1e-4, "
         f"from f16 within {STORAGES['f16'][1]:g} and from 8 bits within {STORAGES['int8'][1]:g}.\n",
         "Forward and causal: GFLOP/s, 4 N^2 D operations per head (causal: those of the visible part), and the share "
-        "of the multiply-adds that the same number of threads can do. Backward: the same with 10 N^2 D. Decode: one query, 32 heads, 8 of keys; GB/s of "
-        "keys and values, and the share of plain reads of the same memory.\n",
-        summary(cases), "## Where another is faster\n", losses(cases)]
+        "of the multiply-adds that the same number of threads can do. Backward: the same with 10 N^2 D. Decode: one "
+        "query, or four, of 32 heads, 8 of keys (D 64: of 9 and 3); GB/s of keys and values, and the share of reads of the "
+        "same memory.\n",
+        summary(cases), ranges(cases), "## Where another is faster\n", losses(cases)]
     if any(rounded(who) for case in cases.values() for who in case if who.startswith(OURS)):
         text += ["## Decode from caches of 16 and 8 bits\n", stored(cases)]
     for family, title in TITLES.items():
         for t in threads:
             if any(key[:2] == (family, t) for key in cases):
-                unit = "GB/s" if family == "decode" else "GFLOP/s"
+                unit = "GB/s" if family in DECODING else "GFLOP/s"
                 text += [f"## {title}, {t} thread{'s' if t > 1 else ''}, {unit}\n", full(cases, family, t)]
     return "\n".join(text)
 
@@ -160,7 +218,7 @@ def stored(cases):
     """Decode from caches of 16 and 8 bits, beside the best other; int8 has a scale for 128 numbers, q8_0 for 32."""
     rows = []
     for (family, threads, _, keys), case in cases.items():
-        for who, storage in (("ours f16", "f16"), ("ours int8", "q8_0")):
+        for who, storage in (("ours bf16", "bf16"), ("ours f16", "f16"), ("ours int8", "q8_0")):
             if family != "decode" or who not in case:
                 continue
             ours = case[who]
@@ -181,7 +239,7 @@ STYLES = {OURS: ("#c0392b", "-", 2.4), MASS: ("#c0392b", "--", 1.6), "ONNX Runti
           "ggml flash_attn_ext": ("#1e8449", "-", 1.2), "ggml flash_attn_ext f16": ("#1e8449", "--", 1.2),
           "ggml flash_attn_ext q8_0": ("#1e8449", ":", 1.2), "ggml mul_mat and soft_max": ("#1e8449", "-.", 1.2),
           "ggml mul_mat and soft_max f16": ("#7dcea0", "-.", 1.2),
-          "ours f16": ("#c0392b", "-.", 1.6), "ours int8": ("#c0392b", ":", 1.6),
+          "ours bf16": ("#e59866", "-.", 1.6), "ours f16": ("#c0392b", "-.", 1.6), "ours int8": ("#c0392b", ":", 1.6),
           EXPLICIT: ("#d68910", "--", 1.2)}
 
 
@@ -214,8 +272,8 @@ def speed_plot(pyplot, cases, threads, folder):
         axis.set_xscale("log", base=2)
         axis.set_ylim(bottom=0)
         axis.set_title(f"{TITLES[family]}, D = {dim}")
-        axis.set_xlabel("keys" if family == "decode" else "N")
-        axis.set_ylabel("GB/s" if family == "decode" else "GFLOP/s")
+        axis.set_xlabel("keys" if family in DECODING else "N")
+        axis.set_ylabel("GB/s" if family in DECODING else "GFLOP/s")
     for axis in list(axes.flat)[len(panels):]:
         axis.axis("off")
     figure.suptitle(f"{threads} thread{'s' if threads > 1 else ''}", y=0.995)

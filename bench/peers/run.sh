@@ -4,7 +4,7 @@
 # which PyTorch, whose wheel brings CUDA along, is nine tenths), and the sources of ggml (77 MB), which are compiled
 # there for this machine in a minute or two. Writes build/peers/peers.csv, peers.md, speed_*.svg and roofline_*.svg.
 # Usage: sh bench/peers/run.sh [--without-torch] [--without-ggml] [--quick] [--threads N|all ...] [--select REGEX]
-#   --quick     12 cases in about a minute, instead of all in about ten
+#   --quick     12 cases in about a minute, instead of all in about fifteen
 #   --threads   default: 1 all
 #   --select    only the cases whose names match, as in '^forward/N:1024/D:64'; the results of others stay
 set -eu

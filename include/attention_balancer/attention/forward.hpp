@@ -6,11 +6,11 @@
 #include <limits>
 #include <span>
 #include <string>
-#include <thread>
 #include <type_traits>
 
 #include "attention_balancer/attention/detail/packed_worker.hpp"
 #include "attention_balancer/attention/policies.hpp"
+#include "attention_balancer/core/cpu.hpp"
 #include "attention_balancer/core/workspace.hpp"
 
 namespace attention_balancer {
@@ -46,7 +46,7 @@ Index concurrency_of(const E& executor, double work) {
   if constexpr (requires { static_cast<Index>(executor.concurrency()); })
     threads = static_cast<Index>(executor.concurrency());
   else
-    threads = static_cast<Index>(std::thread::hardware_concurrency());
+    threads = Index(processors());
   if constexpr (requires { static_cast<double>(executor.grain); })
     if (const double grain = static_cast<double>(executor.grain);
         grain > 0 && work < grain * static_cast<double>(threads))

@@ -12,7 +12,12 @@
 
 #if defined(ATTENTION_BALANCER_AMX)
 #include <sys/syscall.h>
+#endif
+
+#if __has_include(<unistd.h>)
 #include <unistd.h>
+#else
+#include <thread>
 #endif
 
 namespace attention_balancer {
@@ -36,6 +41,17 @@ inline constexpr NamedIsa named_isas[] = {{"scalar", Isa::scalar},
 }  // namespace detail
 
 ATTENTION_BALANCER_BEGIN_ISA
+
+/// How many threads the machine runs at once; at least 1. Asked of the system: <thread> takes longer to compile than all
+/// of this header.
+[[nodiscard]] inline long processors() noexcept {
+#if __has_include(<unistd.h>)
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+#else
+  const long online = static_cast<long>(std::thread::hardware_concurrency());
+#endif
+  return online < 1 ? 1 : online;
+}
 
 /// Whether this machine, its operating system included, runs code compiled for `isa`: all of x86-64-v3 for avx2, all of
 /// x86-64-v4 for avx512, and AVX512_BF16 and AVX512_VNNI beside it for avx512bf16, as CMake's

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "attention_balancer/attention/detail/split_parts.hpp"
+#include "attention_balancer/attention/detail/tile.hpp"
 #include "attention_balancer/softmax/online_state.hpp"
 
 namespace attention_balancer::detail {

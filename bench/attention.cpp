@@ -1,8 +1,9 @@
 // How fast is attention against the FMA peak of one core, what does the evidence add, and what does a causal mask save?
 //
-// `of_peak` is the share of the peak measured in the same run, `limit` what products and exponentials alone allow (see
-// support/limit.hpp). `x_forward` is the time relative to plain forward of the
-// same shape, run in turn with it. Floating point operations are counted as 4 N^2 D; for causal, as the visible half.
+// `of_peak` is the share of the peak measured in the same run, `limit` what the model allows: products, exponentials,
+// and with the evidence a strip of weights that is written and read (see support/limit.hpp). `x_forward` is the time
+// relative to plain forward of the same shape, run in turn with it. Floating point operations are counted as 4 N^2 D;
+// for causal, as the visible half.
 #include <benchmark/benchmark.h>
 
 #include "support/limit.hpp"
@@ -63,7 +64,9 @@ void attention(benchmark::State& state) {
 
   const auto [time, of_forward] = bench::run_paired(state, work, forward);
   const double pairs = static_cast<double>(length) * static_cast<double>(Causal ? length + 1 : 2 * length) / 2;
-  bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time);
+  bench::Limit limit;
+  if (Observed) limit.kept = bench::strip_seconds<T>(pairs, length);
+  bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time, limit);
   if (Causal || Observed) state.counters["x_forward"] = time / of_forward;
 }
 

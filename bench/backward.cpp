@@ -1,11 +1,12 @@
 // How fast is the backward pass against the FMA peak of one core, and against the forward pass of the same shape?
 //
 // `of_peak` is the share of the peak measured in the same run, with 10 N^2 D floating point operations: five
-// products, of which one repeats the scores; for causal, as the visible half. `limit` is what these and one exponential
-// for each score allow. `x_forward` is the time relative to
-// forward, observed for its lse alone, run in turn with it. `through_evidence` has gradients of mass and entropy too: 12
-// N^2 D operations, counted as 10. `sparsemax`, `entmax15` and `top_k` (32 keys) do all scores and then only the blocks
-// where a key has weight, and are counted as if they did all.
+// products, of which one repeats the scores; for causal, as the visible half. `limit` is what these allow with one
+// exponential for each score and with the gradients of keys and values, which the blocks of queries that walk together
+// read once. `x_forward` is the time relative to forward, observed for its lse alone, run in turn with it.
+// `through_evidence` has gradients of mass and entropy too: 12 N^2 D operations, counted as 10. `sparsemax`, `entmax15`
+// and `top_k` (32 keys) do all scores and then only the blocks where a key has weight, and are counted as if they did
+// all.
 #include <benchmark/benchmark.h>
 
 #include "support/limit.hpp"
@@ -107,7 +108,12 @@ void backward(benchmark::State& state) {
   const auto [time, of_forward] = bench::run_paired(state, work, forward_work);
   const double pairs =
       static_cast<double>(length) * static_cast<double>(K == Kind::causal ? length + 1 : 2 * length) / 2;
-  bench::report_attention<T>(state, 10 * pairs * static_cast<double>(dim), pairs, time);
+  bench::Limit limit;
+  const double key_bytes = 2.0 * static_cast<double>(dim) * sizeof(T),
+               queries_at_once = static_cast<double>(ab::detail::block_width<T> * ab::detail::backward_together<T>);
+  limit.kept =
+      pairs / queries_at_once * key_bytes * bench::buffer_seconds(static_cast<double>(length) * key_bytes).read;
+  bench::report_attention<T>(state, 10 * pairs * static_cast<double>(dim), pairs, time, limit);
   state.counters["x_forward"] = time / of_forward;
 }
 

@@ -1,21 +1,23 @@
-// How fast is decoding against plain reads of the same memory, for every storage of the cache, and what does the
-// mass add?
+// How fast is decoding against loads alone over the same memory, for every storage of the cache, and what does the mass
+// add?
 //
 // Nq queries, grouped heads. `GB/s` counts each stored key and value once; `of_reads` is the share of the bandwidth
-// of plain loads over the same bytes by as many threads, in turn with it. `x_float` is the speed in tokens relative
+// of loads alone over the same bytes by as many threads, in turn with it. `x_float` is the speed in tokens relative
 // to a cache of floats of the same shape (in turn), `x_mass` the time with the mass relative to that without.
-// `limit` is the model: "reads", or "fma" where 4 G Nq D multiply-adds per key take longer than its bytes, and
-// `of_limit` the share of it. `of_both` is the share of the two one after the other, as if nothing overlapped: what is
-// read while it is worked on makes it more than 1. The label says in what pages the keys and values lie.
-// With IntegerProducts a multiply-add is half as much work, and `x_int8` the speed relative to int8 without it.
+// The label says what the limit is (see support/limit.hpp): "reads", or "core" where 4 G Nq D operations a key, their
+// exponentials and each number's conversion take longer, and `of_limit` is the share of it. `of_both` is the share of
+// the two one after the other, as if nothing overlapped: what is read while it is worked on makes it more than 1.
+// `mass_of_limit` is as `of_limit`, with the mass: Hq Nq N weights are written and read. The label also says in what
+// pages the keys and values lie. With IntegerProducts a multiply-add is half as much work and nothing is converted,
+// and `x_int8` the speed relative to int8 without it.
+// `from memory` has keys and values beyond every cache, with all threads, of some 3 GB a case.
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
 #include <cstdio>
 #include <type_traits>
 
-#include "support/bandwidth.hpp"
-#include "support/fma_peak.hpp"
+#include "support/limit.hpp"
 #include "support/pages.hpp"
 #include "support/paired.hpp"
 #include "support/threads.hpp"
@@ -31,19 +33,41 @@ struct Shape {
 
 /// A cache full of numbers that repeat every 1021 tokens: as good as random ones, and quickly made.
 template <class Stored>
-ab::KvCache<Stored> filled(const Shape& s) {
-  ab::KvCache<Stored> cache(1, s.kv_heads, s.keys, s.dim);
-  const Index some = std::min(s.keys, Index(1021));
-  const auto numbers = bench::normal_numbers<float>(some * s.kv_heads * s.dim, 5);
-  const auto values = bench::normal_numbers<float>(some * s.kv_heads * s.dim, 6);
-  for (Index j = 0; j < s.keys; j += some) {
-    auto rows = [&](const std::vector<float>& x) {
-      return bench::rows(ab::bhsd(x.data(), 1, s.kv_heads, some, s.dim), 0, std::min(some, s.keys - j));
-    };
-    cache.append(rows(numbers), rows(values));
+struct Cache {
+  Cache(const Shape& s, bool huge)
+      : bytes(static_cast<std::size_t>(s.kv_heads * s.keys * s.dim) * sizeof(Stored)),
+        keys(bytes, huge),
+        values(bytes, huge),
+        key_scales(static_cast<std::size_t>(s.kv_heads * s.keys)),
+        value_scales(key_scales) {
+    const Index some = std::min(s.keys, Index(1021));
+    ab::KvCache<Stored> part(1, s.kv_heads, some, s.dim);
+    const auto numbers = bench::normal_numbers<float>(some * s.kv_heads * s.dim, 5);
+    const auto others = bench::normal_numbers<float>(some * s.kv_heads * s.dim, 6);
+    part.append(ab::bhsd(numbers.data(), 1, s.kv_heads, some, s.dim),
+                ab::bhsd(others.data(), 1, s.kv_heads, some, s.dim));
+    const ab::KvView<Stored> from = part.view();
+    view.keys = repeat(from.keys, reinterpret_cast<Stored*>(keys.data()), s.keys);
+    view.values = repeat(from.values, reinterpret_cast<Stored*>(values.data()), s.keys);
+    if (from.key_scales.data) {
+      view.key_scales = repeat(from.key_scales, key_scales.data(), s.keys);
+      view.value_scales = repeat(from.value_scales, value_scales.data(), s.keys);
+    }
   }
-  return cache;
-}
+
+  template <class T>
+  static ab::TensorView<const T> repeat(const ab::TensorView<const T>& from, T* to, Index length) {
+    for (Index h = 0; h < from.heads; ++h)
+      for (Index j = 0; j < length; ++j)
+        std::copy_n(&from(0, h, j % from.length, 0), from.dim, to + (h * length + j) * from.dim);
+    return ab::bhsd<const T>(to, 1, from.heads, length, from.dim);
+  }
+
+  std::size_t bytes;  // of the keys, and of the values
+  bench::Pages keys, values;
+  std::vector<float> key_scales, value_scales;
+  ab::KvView<Stored> view;
+};
 
 /// Throws unless the output of the first head is that of the formula, on what the cache holds.
 template <class Stored>
@@ -80,12 +104,12 @@ void decode(benchmark::State& state, Products... products) {
   const Shape s{state.range(0), state.range(1), state.range(2), state.range(3), state.range(4)};
   const int threads = static_cast<int>(state.range(5));
   const bool huge = state.range(6) != 0;
-  const auto cache = filled<Stored>(s);
-  const std::size_t bytes = static_cast<std::size_t>(s.kv_heads * s.keys * s.dim) * sizeof(Stored);
-  auto x = cache.view();
-  const bench::Pages keys(x.keys.data, bytes, huge), values(x.values.data, bytes, huge);
-  x.keys.data = reinterpret_cast<const Stored*>(keys.data());
-  x.values.data = reinterpret_cast<const Stored*>(values.data());
+  constexpr bool compared = !std::is_same_v<Stored, float>;
+  const double numbers = 2.0 * static_cast<double>(s.kv_heads * s.keys * s.dim);
+  if (numbers * (sizeof(Stored) + (compared ? sizeof(float) : 0)) > 0.8 * bench::available_memory())
+    return state.SkipWithError("there is not enough memory");
+  const Cache<Stored> cache(s, huge);
+  const ab::KvView<Stored>& x = cache.view;
   const auto q = bench::normal_numbers<float>(s.heads * s.queries * s.dim, 7);
   std::vector<float> out(q.size());
   const auto vq = ab::bhsd(q.data(), 1, s.heads, s.queries, s.dim);
@@ -100,10 +124,6 @@ void decode(benchmark::State& state, Products... products) {
       ab::attention(vq, from, vout, scratch, policies..., team);
   };
   auto observed = [&] { plain(x, workspace, products..., ab::observe(evidence)); };
-  auto reads = [&] {
-    bench::read_through(x.keys.data, bytes, threads);
-    bench::read_through(x.values.data, bytes, threads);
-  };
   try {
     plain(x, workspace, products...);
     check(x, q, out, s, bound);
@@ -117,34 +137,37 @@ void decode(benchmark::State& state, Products... products) {
     return state.SkipWithError(error.what());
   }
 
-  constexpr bool compared = !std::is_same_v<Stored, float>;
-  const auto float_cache = compared ? filled<float>(s) : ab::KvCache<float>(1, 1, 1, 1);
-  auto floats = float_cache.view();
-  const std::size_t float_bytes = compared ? bytes / sizeof(Stored) * sizeof(float) : 0;
-  const bench::Pages float_keys(floats.keys.data, float_bytes, huge),
-      float_values(floats.values.data, float_bytes, huge);
-  floats.keys.data = reinterpret_cast<const float*>(float_keys.data());
-  floats.values.data = reinterpret_cast<const float*>(float_values.data());
-  std::vector<double> of_reads, of_plain, of_observed, of_floats, of_others;
+  const Cache<float> floats(compared ? s : Shape{1, 1, 1, 1, 1}, huge);
+  bench::Reads reads({{x.keys.data, cache.bytes}, {x.values.data, cache.bytes}}, threads);
+  std::vector<double> of_plain, of_observed, of_floats, of_others;
   for (auto _ : state) {
-    of_reads.push_back(bench::seconds(reads));
+    reads.time();
     of_plain.push_back(bench::seconds([&] { plain(x, workspace, products...); }));
     of_observed.push_back(bench::seconds(observed));
-    if (compared) of_floats.push_back(bench::seconds([&] { plain(floats, other); }));
+    if (compared) of_floats.push_back(bench::seconds([&] { plain(floats.view, other); }));
     if (sizeof...(products) > 0) of_others.push_back(bench::seconds([&] { plain(x, other); }));
     state.SetIterationTime(of_plain.back());
   }
-  const double time = bench::median(of_plain), read = bench::median(of_reads);
-  const double flops = 4.0 * static_cast<double>(s.heads * s.queries * s.keys * s.dim),
-               fma = flops / (threads * bench::fma_peak<float>() * (integers ? 2 : 1));
-  state.counters["GB/s"] = 2.0 * static_cast<double>(bytes) / time / 1e9;
+  const double time = bench::median(of_plain), with_mass = bench::median(of_observed);
+  const double scores = static_cast<double>(s.heads * s.queries * s.keys);
+  bench::Limit limit;
+  limit.products =
+      4 * scores * static_cast<double>(s.dim) / (threads * bench::fma_peak<float>() * (integers ? 2 : 1));
+  limit.exponentials = scores * bench::exponential_seconds<float>() / threads;
+  if (!integers) limit.conversions = numbers * bench::conversion_seconds<Stored>() / threads;
+  limit.memory = reads.seconds();
+  const double core = limit.core(), read = limit.memory;
+  limit.report(state, time);
+  state.counters["GB/s"] = numbers * sizeof(Stored) / time / 1e9;
   state.counters["of_reads"] = read / time;
-  state.counters["of_limit"] = std::max(read, fma) / time;
-  state.counters["of_both"] = (read + fma) / time;
-  state.counters["x_mass"] = bench::median(of_observed) / time;
+  state.counters["of_both"] = (read + core) / time;
+  state.counters["x_mass"] = with_mass / time;
+  const bench::BufferSeconds strip = bench::buffer_seconds(4 * scores);
+  limit.kept = 4 * scores * (strip.write + strip.read) / threads;
+  state.counters["mass_of_limit"] = limit.seconds() / with_mass;
   if (compared) state.counters["x_float"] = bench::median(of_floats) / time;
   if (sizeof...(products) > 0) state.counters["x_int8"] = bench::median(of_others) / time;
-  state.SetLabel(std::string(fma > read ? "limit: fma, " : "limit: reads, ") + keys.kind());
+  state.SetLabel(std::string(core > read ? "limit: core, " : "limit: reads, ") + cache.keys.kind());
 }
 
 void decode_in_integers(benchmark::State& state) { decode<std::int8_t>(state, ab::IntegerProducts{}); }
@@ -161,11 +184,19 @@ void shapes(benchmark::internal::Benchmark* b) {
   }
 }
 
+void shapes_from_memory(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"Hq", "Hkv", "Nq", "N", "D", "threads", "huge"})->UseManualTime()->Unit(benchmark::kMillisecond);
+  b->Args({32, 8, 1, 262144, 128, bench::thread_counts().back(), 1})->Iterations(5);
+}
+
 BENCHMARK(decode<float>)->Name("decode<float>")->Apply(shapes);
 BENCHMARK(decode<ab::bf16>)->Name("decode<bf16>")->Apply(shapes);
 BENCHMARK(decode<ab::f16>)->Name("decode<f16>")->Apply(shapes);
 BENCHMARK(decode<std::int8_t>)->Name("decode<int8>")->Apply(shapes);
 BENCHMARK(decode_in_integers)->Name("decode<int8, IntegerProducts>")->Apply(shapes);
+BENCHMARK(decode<ab::bf16>)->Name("from memory<bf16>")->Apply(shapes_from_memory);
+BENCHMARK(decode<ab::f16>)->Name("from memory<f16>")->Apply(shapes_from_memory);
+BENCHMARK(decode<std::int8_t>)->Name("from memory<int8>")->Apply(shapes_from_memory);
 
 }  // namespace
 

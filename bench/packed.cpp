@@ -3,14 +3,14 @@
 // cache, single ones beside the decoding batch, and with a piece of a prompt among them beside two calls?
 //
 // 32 heads on 8 of keys, D = 128, S sequences of Nq queries and N keys each. `of_reads` is the share of the bandwidth
-// of plain loads over the same keys and values by as many threads, in turn with it; `x_batch` the time relative to the
+// of loads alone over the same keys and values by as many threads, in turn with it; `x_batch` the time relative to the
 // batch, `x_calls` relative to the calls one by one. `cached` is the same over a KvCache; in `mixed` the first sequence
 // of the cache has Nq queries and the others one each, `x_two` is the time relative to a call for the first and one for
 // the others.
 #include <benchmark/benchmark.h>
 
-#include "support/bandwidth.hpp"
 #include "support/paired.hpp"
+#include "support/read_bandwidth.hpp"
 #include "support/threads.hpp"
 
 namespace {
@@ -61,10 +61,6 @@ void packed(benchmark::State& state) {
            one(expected.data(), heads, queries, s));
   };
   const std::size_t bytes = k.size() * sizeof(float);
-  auto reads = [&] {
-    bench::read_through(k.data(), bytes, threads);
-    bench::read_through(v.data(), bytes, threads);
-  };
   try {
     as_packed();
     for (const Index s : {Index(0), count - 1})
@@ -79,16 +75,17 @@ void packed(benchmark::State& state) {
     return state.SkipWithError(error.what());
   }
 
-  std::vector<double> of_reads, of_packed, of_batch, of_calls;
+  bench::Reads reads({{k.data(), bytes}, {v.data(), bytes}}, threads);
+  std::vector<double> of_packed, of_batch, of_calls;
   for (auto _ : state) {
-    of_reads.push_back(bench::seconds(reads));
+    reads.time();
     of_packed.push_back(bench::seconds(as_packed));
     of_batch.push_back(bench::seconds(as_batch));
     of_calls.push_back(bench::seconds(as_calls));
     state.SetIterationTime(of_packed.back());
   }
   const double time = bench::median(of_packed);
-  state.counters["of_reads"] = bench::median(of_reads) / time;
+  state.counters["of_reads"] = reads.seconds() / time;
   state.counters["x_batch"] = time / bench::median(of_batch);
   state.counters["x_calls"] = time / bench::median(of_calls);
 }

@@ -1,8 +1,9 @@
 // What do score modifiers and masks cost?
 //
-// `of_peak` is the share of the FMA peak measured in the same run, `limit` what products and exponentials alone
-// allow, `x_forward` the time relative to plain forward of the same shape, run in turn with it. Operations are
-// counted as 4 D for each visible pair of a query and a key. `per_pair` is the time for a visible pair relative to
+// `of_peak` is the share of the FMA peak measured in the same run, `limit` what the model allows: products,
+// exponentials and the tanh of Softcap, or the reading of Bias's N^2 numbers, if that takes longer. `x_forward` is the
+// time relative to plain forward of the same shape, run in turn with it. Operations are counted as 4 D for each visible
+// pair of a query and a key. `per_pair` is the time for a visible pair relative to
 // forward: 1 if time is proportional to the visible area; `per_tile` the same for pairs in tiles of a block of queries
 // by 16 keys that see anything.
 #include <benchmark/benchmark.h>
@@ -70,10 +71,15 @@ double visible_in_tiles(const Mask& mask, Index n) {
   }
 }
 
+/// What a policy adds to the limit.
+template <class T>
+using Added = std::function<bench::Limit(const Inputs<T>&)>;
+
 /// `policy(x)` for all queries, `last(x, count)` the same for the last ones.
 template <class T, class Policy, class Last>
-void add(const char* name, Policy policy, Last last, std::function<double(const Inputs<T>&)> visible_pairs = {}) {
-  auto run = [policy, last, visible_pairs](benchmark::State& state) {
+void add(const char* name, Policy policy, Last last, std::function<double(const Inputs<T>&)> visible_pairs = {},
+         Added<T> added = {}) {
+  auto run = [policy, last, visible_pairs, added](benchmark::State& state) {
     Inputs<T> x(state.range(0));
     auto work = [&] { ab::attention(x.q, x.k, x.v, x.out, x.workspace, policy(x)); };
     try {
@@ -86,7 +92,8 @@ void add(const char* name, Policy policy, Last last, std::function<double(const 
         bench::run_paired(state, work, [&] { ab::attention(x.q, x.k, x.v, x.out, x.workspace); });
     const double all = static_cast<double>(x.length) * static_cast<double>(x.length);
     const double pairs = visible_pairs ? visible_pairs(x) : all;
-    bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time);
+    bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time,
+                               added ? added(x) : bench::Limit());
     state.counters["x_forward"] = time / of_forward;
     if (visible_pairs) {
       state.counters["per_pair"] = (time / pairs) / (of_forward / all);
@@ -104,19 +111,32 @@ void add(const char* name, Policy policy, Last last, std::function<double(const 
 
 /// A policy that is the same for the last queries.
 template <class T, class Policy>
-void add_same(const char* name, Policy policy, std::function<double(const Inputs<T>&)> visible_pairs = {}) {
+void add_same(const char* name, Policy policy, std::function<double(const Inputs<T>&)> visible_pairs = {},
+              Added<T> added = {}) {
   add<T>(
-      name, policy, [policy](Inputs<T>& x, Index) { return policy(x); }, visible_pairs);
+      name, policy, [policy](Inputs<T>& x, Index) { return policy(x); }, visible_pairs, added);
 }
 
 template <class T>
 void add_modifiers() {
   add_same<T>("KeyBias", [](Inputs<T>& x) { return ab::score::KeyBias<T>(x.per_key); });
   add_same<T>("Alibi", [](Inputs<T>& x) { return ab::score::Alibi<T>(x.slope); });
-  add_same<T>("Softcap", [](Inputs<T>&) { return ab::score::Softcap<T>(T(3)); });
+  add_same<T>(
+      "Softcap", [](Inputs<T>&) { return ab::score::Softcap<T>(T(3)); }, {},
+      [](const Inputs<T>& x) {
+        bench::Limit limit;
+        limit.tanh = static_cast<double>(x.length * x.length) * bench::tanh_seconds<T>();
+        return limit;
+      });
   add<T>(
       "Bias", [](Inputs<T>& x) { return ab::score::Bias<T>(x.bias()); },
-      [](Inputs<T>& x, Index count) { return ab::score::Bias<T>(bench::rows(x.bias(), x.length - count, count)); });
+      [](Inputs<T>& x, Index count) { return ab::score::Bias<T>(bench::rows(x.bias(), x.length - count, count)); },
+      {},
+      [](const Inputs<T>& x) {
+        bench::Limit limit;
+        limit.memory = bench::read_seconds({{x.plane.data(), x.plane.size() * sizeof(T)}}, 1, 9);
+        return limit;
+      });
 }
 
 }  // namespace

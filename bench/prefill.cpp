@@ -1,9 +1,9 @@
 // What do many queries to a cache cost, for every storage, against the same from a cache of floats?
 //
 // `x_float` is the speed relative to a cache of floats of the same shape, in turn with it; `of_peak` the share of the
-// FMA peak of one core, `limit` what products and exponentials in float allow. `bf16_products` multiplies in bf16
-// (`Bf16Products`), where this machine can: in AMX, if it has that and the environment does not say
-// ATTENTION_BALANCER_AMX=0.
+// FMA peak of one core, `limit` what products and exponentials in float allow, and the conversion of each number once a
+// head. `bf16_products` multiplies in bf16 (`Bf16Products`), where this machine can: in AMX, if it has that and the
+// environment does not say ATTENTION_BALANCER_AMX=0.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -64,7 +64,10 @@ void prefill(benchmark::State& state) {
 
     const auto time = bench::run_paired(state, work, floating);
     const double scores = static_cast<double>(heads * queries * keys);
-    bench::report_attention<float>(state, 4 * scores * static_cast<double>(dim), scores, time.work);
+    bench::Limit limit;
+    if (way != Way::products)
+      limit.conversions = 2.0 * static_cast<double>(heads * keys * dim) * bench::conversion_seconds<Stored>();
+    bench::report_attention<float>(state, 4 * scores * static_cast<double>(dim), scores, time.work, limit);
     state.counters["x_float"] = time.other / time.work;
   } catch (const std::exception& error) {
     state.SkipWithError(error.what());

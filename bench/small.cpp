@@ -1,8 +1,9 @@
 // How fast are short sequences with many heads, where what a call and a block cost once cannot hide?
 //
-// `of_peak` is the share of the FMA peak measured in the same run, `limit` what products and exponentials alone
-// allow. 4096 tokens in all, so that K and V of all heads do not stay in the first caches, or 65536, which come from
-// memory. `one_head` is the time of a call of one head, relative to its share of the call of all heads.
+// `of_peak` is the share of the FMA peak measured in the same run, `limit` what the model allows: products and
+// exponentials, or loads of as many bytes as all tensors have, where that takes longer. 4096 tokens in all, so that K
+// and V of all heads do not stay in the first caches, or 65536, which come from memory. `one_head` is the time of a
+// call of one head, relative to its share of the call of all heads.
 #include <benchmark/benchmark.h>
 
 #include "support/limit.hpp"
@@ -34,7 +35,11 @@ void small(benchmark::State& state) {
   const auto [time, of_one] =
       bench::run_paired(state, all_heads, [&] { ab::attention(one[0], one[1], one[2], one[3], workspace); });
   const double pairs = static_cast<double>(heads) * static_cast<double>(length) * static_cast<double>(length);
-  bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time);
+  std::vector<bench::Reads::Piece> tensors;
+  for (const std::vector<T>& tensor : numbers) tensors.push_back({tensor.data(), tensor.size() * sizeof(T)});
+  bench::Limit limit;
+  limit.memory = bench::read_seconds(tensors, 1, 9);
+  bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time, limit);
   state.counters["one_head"] = of_one * static_cast<double>(heads) / time;
 }
 

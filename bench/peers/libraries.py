@@ -39,10 +39,10 @@ class Ours:
     def fma_peak(self, threads):
         return self.lib.peers_fma_peak(ctypes.c_int(threads))
 
-    def read_seconds(self, numbers, threads):
-        passes = max(1, (64 << 20) // numbers.nbytes)
-        return self.lib.peers_read_seconds(numbers.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(numbers.size),
-                                           ctypes.c_int(threads), ctypes.c_int(passes))
+    def read_seconds(self, k, v, threads):
+        passes = max(1, (32 << 20) // (k.nbytes + v.nbytes))
+        return self.lib.peers_read_seconds(address(k), address(v), ctypes.c_int64(k.nbytes), ctypes.c_int(threads),
+                                           ctypes.c_int(passes))
 
     def contender(self, case, q, k, v, threads, observed):
         out = np.empty(q.shape, np.float32)

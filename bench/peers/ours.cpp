@@ -152,8 +152,10 @@ double peers_fma_peak(int threads) {
   return sum;
 }
 
-/// Seconds to read `count` floats once with `threads` threads, the mean of `passes`.
-double peers_read_seconds(const float* data, std::int64_t count, int threads, int passes) {
-  return bench::read_seconds(data, count, threads, passes);
+/// Seconds to read `bytes` bytes of each of two arrays once with `threads` threads, in the way that is fastest by the
+/// medians of `passes`, after one that warms up.
+double peers_read_seconds(const void* keys, const void* values, std::int64_t bytes, int threads, int passes) {
+  const auto size = static_cast<std::size_t>(bytes);
+  return bench::read_seconds({{keys, size}, {values, size}}, threads, passes);
 }
 }

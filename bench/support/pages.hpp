@@ -1,6 +1,7 @@
 #pragma once
-// A copy of numbers in pages of a size that is known: what reading memory costs depends on it.
+// Numbers in pages of a size that is known: what reading memory costs depends on it.
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <new>
@@ -16,10 +17,20 @@
 
 namespace bench {
 
-/// `bytes` bytes from `from` on, in small pages or, where the system gives them on advice, in huge ones.
+/// Bytes that programs may still take without making others give theirs up; any number where the system does not say.
+inline double available_memory() {
+#if defined(__linux__)
+  std::ifstream info("/proc/meminfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("MemAvailable:", 0) == 0) return 1024 * std::stod(line.substr(13));
+#endif
+  return HUGE_VAL;
+}
+
+/// `bytes` bytes, in small pages or, where the system gives them on advice, in huge ones.
 class Pages {
  public:
-  Pages(const void* from, std::size_t bytes, [[maybe_unused]] bool huge) : size_(bytes + huge_page) {
+  Pages(std::size_t bytes, [[maybe_unused]] bool huge) : size_(bytes + huge_page) {
 #if defined(__linux__)
     memory_ = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory_ == MAP_FAILED) throw std::bad_alloc();
@@ -30,8 +41,9 @@ class Pages {
     memory_ = ::operator new(size_, std::align_val_t(64));
     data_ = static_cast<std::byte*>(memory_);
 #endif
-    std::memcpy(data_, from, bytes);
   }
+  /// A copy of what is at `from`.
+  Pages(const void* from, std::size_t bytes, bool huge) : Pages(bytes, huge) { std::memcpy(data_, from, bytes); }
   Pages(const Pages&) = delete;
   Pages& operator=(const Pages&) = delete;
   ~Pages() {
@@ -42,9 +54,10 @@ class Pages {
 #endif
   }
 
+  std::byte* data() noexcept { return data_; }
   const std::byte* data() const noexcept { return data_; }
 
-  /// What the copy lies in, as the system says.
+  /// What they are, as the system says.
   const char* kind() const {
 #if defined(__linux__)
     // Mappings side by side with the same advice are shown as one.

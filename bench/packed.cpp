@@ -7,7 +7,13 @@
 // batch, `x_calls` relative to the calls one by one. `cached` is the same over a KvCache; in `mixed` the first sequence
 // of the cache has Nq queries and the others one each, `x_two` is the time relative to a call for the first and one for
 // the others.
+//
+// `unequal` has S sequences of 16 to 2048 tokens, uniform in the logarithm, 8 heads on 2 and D = 64: as
+// PackedSequences, and as a batch of 2048 queries for each item with KeyLengths. `per_pair` is the time for a pair of a
+// query and a key that it sees, relative to as many sequences of one length with as many pairs.
 #include <benchmark/benchmark.h>
+
+#include <numeric>
 
 #include "support/paired.hpp"
 #include "support/read_bandwidth.hpp"
@@ -137,9 +143,7 @@ void cached(benchmark::State& state) {
     threads == 1 ? ab::attention(from, x, to, policies..., workspaces[which])
                  : ab::attention(from, x, to, policies..., workspaces[which], team);
   };
-  auto as_packed = [&] {
-    call(0, batch(q.data(), 0, 1, all), batch(out.data(), 0, 1, all), cache.view(), packed);
-  };
+  auto as_packed = [&] { call(0, batch(q.data(), 0, 1, all), batch(out.data(), 0, 1, all), cache.view(), packed); };
   const Index first = mixed ? 1 : count;
   auto apart = [&] {
     call(1, batch(q.data(), 0, first, queries), batch(expected.data(), 0, first, queries),
@@ -166,6 +170,103 @@ void cached(benchmark::State& state) {
   state.counters[mixed ? "x_two" : "x_batch"] = time.work / time.other;
 }
 
+/// Lengths of `count` sequences from 16 to `most`, uniform in the logarithm.
+std::vector<Index> unequal_lengths(Index count, Index most) {
+  std::mt19937 random(8);
+  std::uniform_real_distribution<double> logarithm(std::log(16.0), std::log(static_cast<double>(most) + 1));
+  std::vector<Index> lengths;
+  for (Index s = 0; s < count; ++s)
+    lengths.push_back(std::min(most, static_cast<Index>(std::exp(logarithm(random)))));
+  return lengths;
+}
+
+/// Pairs of a query and a key that it sees, of sequences with so many keys; each has as many queries, or `fixed` of
+/// them if that is not 0.
+double visible_pairs(const std::vector<Index>& lengths, Index fixed, bool causal) {
+  double pairs = 0;
+  for (const Index keys : lengths) {
+    const Index queries = fixed > 0 ? fixed : keys;
+    // Query i sees the keys up to i, of those that there are.
+    pairs += static_cast<double>(causal ? keys * (keys + 1) / 2 + (queries - keys) * keys : queries * keys);
+  }
+  return pairs;
+}
+
+template <bool causal, bool padded>
+void unequal(benchmark::State& state) {
+  constexpr Index heads = 8, kv_heads = 2, dim = 64, most = 2048;
+  const Index count = state.range(0);
+  const int threads = static_cast<int>(state.range(1));
+  const bench::Team team = bench::team_of(threads);
+  const Index fixed = padded ? most : 0;
+  std::vector<Index> lengths[2] = {unequal_lengths(count, most), {}};
+  const double pairs = visible_pairs(lengths[0], fixed, causal);
+  Index equal = 1;
+  while (static_cast<double>(count) * visible_pairs({equal}, fixed, causal) < pairs) ++equal;
+  lengths[1].assign(lengths[0].size(), equal);
+
+  const auto q = bench::normal_numbers<float>(count * most * heads * dim, 1),
+             k = bench::normal_numbers<float>(count * most * kv_heads * dim, 2),
+             v = bench::normal_numbers<float>(count * most * kv_heads * dim, 3);
+  std::vector<float> out(q.size());
+  ab::Workspace workspaces[2];
+  auto call = [&](int which, const auto&... x) {
+    auto run = [&](const auto&... policies) {
+      threads == 1 ? ab::attention(policies..., workspaces[which])
+                   : ab::attention(policies..., workspaces[which], team);
+    };
+    if constexpr (causal)
+      run(x..., ab::mask::Causal{});
+    else
+      run(x...);
+  };
+  // [S, H, 2048, D], and the same memory as rows of the sequences one after the other [1, H, all, D].
+  auto batch = [&](auto* x, Index h) { return ab::bhsd(x, count, h, most, dim); };
+  auto row = [&](auto* x, Index h, Index all) { return ab::bhsd(x, 1, h, all, dim); };
+  auto work = [&](int which) {
+    const std::vector<Index>& x = lengths[which];
+    if constexpr (padded) {
+      call(which, batch(q.data(), heads), batch(k.data(), kv_heads), batch(v.data(), kv_heads),
+           batch(out.data(), heads), ab::mask::KeyLengths(x));
+    } else {
+      std::vector<Index> offsets{0};
+      for (const Index n : x) offsets.push_back(offsets.back() + n);
+      const Index all = offsets.back();
+      call(which, row(q.data(), heads, all), row(k.data(), kv_heads, all), row(v.data(), kv_heads, all),
+           row(out.data(), heads, all), ab::PackedSequences(offsets, offsets));
+    }
+  };
+  auto check = [](const ab::TensorView<const float>& queries, const ab::TensorView<const float>& keys,
+                  const ab::TensorView<const float>& values, const ab::TensorView<const float>& result,
+                  const auto&... policies) {
+    if constexpr (causal)
+      bench::check_last_rows<const float>(queries, keys, values, result, ab::mask::Causal{}, policies...);
+    else
+      bench::check_last_rows<const float>(queries, keys, values, result, policies...);
+  };
+  try {
+    work(0);
+    if constexpr (padded) {
+      check(batch(q.data(), heads), batch(k.data(), kv_heads), batch(v.data(), kv_heads), batch(out.data(), heads),
+            ab::mask::KeyLengths(lengths[0]));
+    } else {
+      const Index all = std::accumulate(lengths[0].begin(), lengths[0].end(), Index(0));
+      Index at = 0;
+      for (const Index n : lengths[0]) {
+        check(bench::rows(row(q.data(), heads, all), at, n), bench::rows(row(k.data(), kv_heads, all), at, n),
+              bench::rows(row(v.data(), kv_heads, all), at, n), bench::rows(row(out.data(), heads, all), at, n));
+        at += n;
+      }
+    }
+    work(1);
+  } catch (const std::exception& error) {
+    return state.SkipWithError(error.what());
+  }
+  const auto time = bench::run_paired(
+      state, [&] { work(0); }, [&] { work(1); });
+  state.counters["per_pair"] = (time.work / pairs) / (time.other / visible_pairs(lengths[1], fixed, causal));
+}
+
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"S", "Nq", "N", "threads"})->UseManualTime()->Unit(benchmark::kMicrosecond);
   for (const int threads : bench::thread_counts()) {
@@ -189,7 +290,16 @@ void mixed_shapes(benchmark::internal::Benchmark* b) {
   }
 }
 
+void unequal_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"S", "threads"})->UseManualTime()->Unit(benchmark::kMillisecond);
+  for (const int threads : bench::thread_counts()) b->Args({16, threads});
+}
+
 BENCHMARK(packed)->Apply(short_shapes);
+BENCHMARK(unequal<false, false>)->Name("unequal")->Apply(unequal_shapes);
+BENCHMARK(unequal<true, false>)->Name("unequal, causal")->Apply(unequal_shapes);
+BENCHMARK(unequal<false, true>)->Name("unequal, KeyLengths")->Apply(unequal_shapes);
+BENCHMARK(unequal<true, true>)->Name("unequal, KeyLengths, causal")->Apply(unequal_shapes);
 BENCHMARK(cached<float, false>)->Name("cached<float>")->Apply(shapes);
 BENCHMARK(cached<ab::bf16, false>)->Name("cached<bf16>")->Apply(shapes);
 BENCHMARK(cached<float, true>)->Name("mixed<float>")->Apply(mixed_shapes);

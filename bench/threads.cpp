@@ -1,7 +1,8 @@
 // How much faster do two threads make attention, against how much faster they make multiply-adds on registers?
 //
 // `speedup` is that of two threads over one, `limit` that of multiply-adds alone, and `of_limit` the one by the other:
-// medians of all four, run in turn. Both cores share a clock and a third cache, so that `limit` may be below 2.
+// medians of all four, run in turn. Both cores share a clock and a third cache, so that `limit` may be below 2. For
+// `decode`, 32 heads on 8 and D = 128 in huge pages, `limit` is that of loads alone over the same keys and values.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -10,14 +11,16 @@
 #include <vector>
 
 #include "support/fma_peak.hpp"
+#include "support/pages.hpp"
 #include "support/paired.hpp"
+#include "support/read_bandwidth.hpp"
 
 namespace {
 
 namespace ab = attention_balancer;
 using ab::Index;
 
-constexpr Index threads = 2;
+constexpr int threads = 2;
 
 /// Multiply-adds that take one thread some milliseconds, on each of `team` threads.
 void multiply_on(Index team) {
@@ -27,6 +30,12 @@ void multiply_on(Index team) {
     const float result = bench::detail::multiply_add<float>(factors[0], factors[1], rounds);
     asm volatile("" : : "m"(result));  // used, as far as the compiler knows
   });
+}
+
+void report(benchmark::State& state, double reached, double limit) {
+  state.counters["speedup"] = reached;
+  state.counters["limit"] = limit;
+  state.counters["of_limit"] = reached / limit;
 }
 
 template <bool Causal, bool Observed>
@@ -75,11 +84,48 @@ void speedup(benchmark::State& state) {
     two.push_back(bench::seconds([&] { work(threads, out, workspace); }));
     state.SetIterationTime(two.back());
   }
-  const double reached = bench::median(one) / bench::median(two),
-               limit = static_cast<double>(threads) * bench::median(peak_one) / bench::median(peak_two);
-  state.counters["speedup"] = reached;
-  state.counters["limit"] = limit;
-  state.counters["of_limit"] = reached / limit;
+  report(state, bench::median(one) / bench::median(two),
+         static_cast<double>(threads) * bench::median(peak_one) / bench::median(peak_two));
+}
+
+void decode(benchmark::State& state) {
+  constexpr Index heads = 32, kv_heads = 8, dim = 128;
+  const Index length = state.range(0);
+  const auto q = bench::normal_numbers<float>(heads * dim, 1);
+  std::vector<float> out(q.size()), of_one(q.size());
+  const std::size_t bytes = static_cast<std::size_t>(kv_heads * length * dim) * sizeof(float);
+  const bench::Pages keys(bench::normal_numbers<float>(kv_heads * length * dim, 2).data(), bytes, true),
+      values(bench::normal_numbers<float>(kv_heads * length * dim, 3).data(), bytes, true);
+  const auto rows = [&](const bench::Pages& x) {
+    return ab::bhsd(reinterpret_cast<const float*>(x.data()), 1, kv_heads, length, dim);
+  };
+  ab::Workspace workspace, other;
+  auto work = [&](Index team, std::vector<float>& result, ab::Workspace& memory) {
+    ab::attention(ab::bhsd(q.data(), 1, heads, 1, dim), rows(keys), rows(values),
+                  ab::bhsd(result.data(), 1, heads, 1, dim), ab::executor::OpenMp{team}, memory);
+  };
+  work(threads, out, workspace);
+  work(1, of_one, other);
+  if (out != of_one) return state.SkipWithError("one thread and two differ");
+  try {
+    bench::check_last_rows<const float>(ab::bhsd(q.data(), 1, heads, 1, dim), rows(keys), rows(values),
+                                        ab::bhsd<const float>(out.data(), 1, heads, 1, dim));
+  } catch (const std::exception& error) {
+    return state.SkipWithError(error.what());
+  }
+
+  const std::vector<bench::Reads::Piece> memory{{keys.data(), bytes}, {values.data(), bytes}};
+  bench::Reads reads_one(memory, 1), reads_two(memory, threads);
+  std::vector<double> one, two;
+  for (auto _ : state) {
+    reads_one.time();
+    one.push_back(bench::seconds([&] { work(1, of_one, other); }));
+    reads_two.time();
+    two.push_back(bench::seconds([&] { work(threads, out, workspace); }));
+    state.SetIterationTime(two.back());
+  }
+  report(state, bench::median(one) / bench::median(two), reads_one.seconds() / reads_two.seconds());
+  state.SetLabel(keys.kind());
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
@@ -90,6 +136,7 @@ void shapes(benchmark::internal::Benchmark* b) {
   for (const int heads : {3, 5, 8}) b->Args({heads, 1024, 64});
 }
 
+BENCHMARK(decode)->ArgName("N")->Arg(8192)->Arg(32768)->Arg(131072)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(speedup<false, false>)->Name("forward")->Apply(shapes);
 BENCHMARK(speedup<true, false>)->Name("causal")->Apply(shapes);
 BENCHMARK(speedup<false, true>)->Name("observed")->Apply(shapes);

@@ -1,4 +1,4 @@
-// Does any shape or stride run slower per floating point operation than half the speed of its aligned neighbour?
+// Does any shape or stride run slower per floating point operation than 0.8 of the speed of its aligned neighbour?
 //
 // `of_aligned` is the speed per operation relative to the aligned shape, run in turn with it; `of_peak` and `limit` are
 // as in bench_attention.

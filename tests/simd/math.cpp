@@ -81,6 +81,10 @@ void check_functions(support::Table& table, const std::string& name) {
     const T wide = static_cast<T>(random.uniform(-1, 1) * (sizeof(T) == 4 ? 87 : 708)), tiny = y * T(1e-10);
     exp.compare(first(simd::exp(S(wide))), std::exp(static_cast<double>(wide)),
                 4 * eps * std::exp(static_cast<double>(wide)), n);
+    const T near = static_cast<T>(std::copysign(random.uniform(0, 10), dx));
+    const double of_near = first(simd::tanh(S(near))), right = std::tanh(static_cast<double>(near));
+    tanh.compare(of_near, right, 4 * eps * std::fabs(right), n);
+    tanh.compare(std::max(std::fabs(of_near), 1.0), 1, 0, n);
     tanh.compare(first(simd::tanh(S(x))), std::tanh(dx), 4 * eps, n);
     tanh.compare(first(simd::tanh(S(tiny))), static_cast<double>(tiny),
                  4 * eps * std::fabs(static_cast<double>(tiny)), n);

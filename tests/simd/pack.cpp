@@ -71,14 +71,16 @@ void check_pack() {
     const Lanes<S> of_nan(simd::select(S(nan) == S(nan), S(T(1)), S(nan)));
     for (const T v : of_nan.at) CHECK(std::isnan(v));
   }
-  SECTION("max is the second where either is not a number") {
+  SECTION("max and min are the second where either is not a number") {
     const T values[] = {T(0), T(1), T(-1), inf, -inf, nan, std::numeric_limits<T>::denorm_min()};
     for (const T a : values)
       for (const T b : values) {
-        const Lanes<S> r(simd::max(S(a), S(b)));
-        const T expected = a > b ? a : b;
         INFO(a << ' ' << b);
-        for (const T x : r.at) CHECK((x == expected || (std::isnan(x) && std::isnan(expected))));
+        auto check = [](const Lanes<S>& r, T expected) {
+          for (const T x : r.at) CHECK((x == expected || (std::isnan(x) && std::isnan(expected))));
+        };
+        check(Lanes<S>(simd::max(S(a), S(b))), a > b ? a : b);
+        check(Lanes<S>(simd::min(S(a), S(b))), a < b ? a : b);
       }
   }
   SECTION("any") {

@@ -93,6 +93,11 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> max(const xsimd::batch<T, Arch>&
                                                     const xsimd::batch<T, Arch>& b) noexcept {
   return detail::max_or_second(a, b);
 }
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> min(const xsimd::batch<T, Arch>& a,
+                                                    const xsimd::batch<T, Arch>& b) noexcept {
+  return detail::min_or_second(a, b);
+}
 
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> abs(const xsimd::batch<T, Arch>& x) noexcept {

@@ -127,6 +127,11 @@ template <Scalar T>
 ATTENTION_BALANCER_INLINE T max(T a, T b) noexcept {
   return a > b ? a : b;
 }
+/// The smaller, in the same way.
+template <Scalar T>
+ATTENTION_BALANCER_INLINE T min(T a, T b) noexcept {
+  return a < b ? a : b;
+}
 
 template <Scalar T>
 ATTENTION_BALANCER_INLINE T abs(T x) noexcept {

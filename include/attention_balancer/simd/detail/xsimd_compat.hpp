@@ -122,6 +122,37 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> max_or_second(const xsimd::batch
 }
 
 template <class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> min_or_second(const xsimd::batch<T, Arch>& a,
+                                                              const xsimd::batch<T, Arch>& b) noexcept {
+  using Batch [[maybe_unused]] = xsimd::batch<T, Arch>;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Batch) == 64) {
+    if constexpr (sizeof(T) == 4)
+      return Batch(_mm512_min_ps(a, b));
+    else
+      return Batch(_mm512_min_pd(a, b));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(Batch) == 32) {
+    if constexpr (sizeof(T) == 4)
+      return Batch(_mm256_min_ps(a, b));
+    else
+      return Batch(_mm256_min_pd(a, b));
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(Batch) == 16) {
+    if constexpr (sizeof(T) == 4)
+      return Batch(_mm_min_ps(a, b));
+    else
+      return Batch(_mm_min_pd(a, b));
+  }
+#endif
+  return detail::select(a < b, a, b);
+}
+
+template <class T, class Arch>
 ATTENTION_BALANCER_INLINE T reduce_add(const xsimd::batch<T, Arch>& x) noexcept {
 #if XSIMD_VERSION_MAJOR >= 9
   return xsimd::reduce_add(x);

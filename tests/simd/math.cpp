@@ -62,6 +62,24 @@ void check_exp2(support::Table& table, const std::string& name) {
   exact.equal(exp2_of<S>(std::numeric_limits<T>::denorm_min()), 1, 7);
 }
 
+/// As exp2, or 0 where that is next to nothing.
+template <class S>
+void check_weights(support::Table& table, const std::string& name) {
+  using T = simd::scalar_of<S>;
+  constexpr bool single = sizeof(T) == 4;
+  table.begin(name + ", weights");
+  auto weight = table.column("weight");
+  support::Random random(113);
+  for (int n = 0; n < 20000; ++n) {
+    const T x = static_cast<T>(-(single ? 130 : 1030) * random.unit());
+    const double got = first(simd::exp2_of_weight(S(x)));
+    weight.equal(got, got == 0 && x < T(single ? -110 : -1000) ? 0 : exp2_of<S>(x), n);
+  }
+  weight.equal(first(simd::exp2_of_weight(S(T(0)))), 1, -1);
+  weight.equal(first(simd::exp2_of_weight(S(-std::numeric_limits<T>::infinity()))), 0, -2);
+  weight.equal(first(simd::exp2_of_weight(S(std::numeric_limits<T>::quiet_NaN()))), std::nan(""), -3);
+}
+
 template <class S>
 void check_functions(support::Table& table, const std::string& name) {
   using T = simd::scalar_of<S>;
@@ -120,9 +138,13 @@ void check_functions(support::Table& table, const std::string& name) {
 TEST_CASE("exp2 is as accurate as it says", "[simd]") {
   support::Table table;
   check_exp2<float>(table, "float");
+  check_weights<float>(table, "float");
   check_exp2<double>(table, "double");
+  check_weights<double>(table, "double");
   check_exp2<simd::Pack<float>>(table, "pack of float");
+  check_weights<simd::Pack<float>>(table, "pack of float");
   check_exp2<simd::Pack<double>>(table, "pack of double");
+  check_weights<simd::Pack<double>>(table, "pack of double");
   table.report();
 }
 

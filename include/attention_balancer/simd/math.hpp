@@ -1,6 +1,8 @@
 #pragma once
 // The exponential of the softmax, and exp and tanh for score modifiers, each to a stated accuracy.
 
+#include <limits>
+
 #include "attention_balancer/simd/pack.hpp"
 
 namespace attention_balancer::simd {
@@ -125,9 +127,10 @@ ATTENTION_BALANCER_INLINE S exp2_by_eighths(const S& x) noexcept {
 #if !defined(ATTENTION_BALANCER_NO_SIMD) && defined(__AVX512DQ__)
 
 /// 2^x = 2^n 2^f with n = floor(x), by the instructions that take f of x and scale with 2^n: 8 operations, where the
-/// sum with a large number takes 11. Any x < 120; 0 below the least exponent, since subnormal weights would be slow.
+/// sum with a large number takes 11. Any x < 120; 0 for x < Least, by default the least exponent of a normal number,
+/// since subnormal weights would be slow.
 /// A polynomial 1 + f q(f) for 0 <= f <= 1 is as good as one for |f| <= 1/2 (8.3e-8 and 2.3e-16).
-template <class S>
+template <class S, int Least = std::numeric_limits<scalar_of<S>>::min_exponent - 1>
 ATTENTION_BALANCER_INLINE S exp2_by_scaling(const S& x) noexcept {
   static_assert(sizeof(S) == 64);
   constexpr int floor_quietly = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
@@ -138,7 +141,7 @@ ATTENTION_BALANCER_INLINE S exp2_by_scaling(const S& x) noexcept {
     p = simd::fma(p, f, S(2.4016445e-1f));
     p = simd::fma(p, f, S(6.931513118e-1f));
     p = simd::fma(p, f, S(1.0f));
-    return S(_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, S(-126.0f), _CMP_NLT_UQ), p, x));
+    return S(_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, S(static_cast<float>(Least)), _CMP_NLT_UQ), p, x));
   } else {
     const S f(_mm512_maskz_reduce_pd(__mmask8(0xff), x, floor_quietly)), square = f * f;
     S even = simd::fma(S(9.46965108446032433e-8), square, S(1.52448957528551392e-5));
@@ -150,7 +153,7 @@ ATTENTION_BALANCER_INLINE S exp2_by_scaling(const S& x) noexcept {
     even = simd::fma(even, square, S(6.93147180559908999e-1));
     odd = simd::fma(odd, square, S(2.40226506960946698e-1));
     const S p = simd::fma(simd::fma(odd, f, even), f, S(1.0));
-    return S(_mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, S(-1022.0), _CMP_NLT_UQ), p, x));
+    return S(_mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, S(static_cast<double>(Least)), _CMP_NLT_UQ), p, x));
   }
 }
 
@@ -179,6 +182,16 @@ ATTENTION_BALANCER_INLINE S exp2(const S& x) noexcept {
   if constexpr (!Scalar<S>) return detail::exp2_by_scaling(x);
 #endif
   return simd::exp2_clamped(simd::clamp_exponent(x));
+}
+
+/// The same for weights of the softmax, whose products with values may be subnormal where they are not. On processors
+/// that take a hundred cycles for each such product it is 0 below 2^-110 (float) or 2^-1000 (double).
+template <class S>
+ATTENTION_BALANCER_INLINE S exp2_of_weight(const S& x) noexcept {
+#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+  if constexpr (!Scalar<S>) return detail::exp2_by_scaling<S, sizeof(scalar_of<S>) == 4 ? -110 : -1000>(x);
+#endif
+  return simd::exp2(x);
 }
 
 #if !defined(ATTENTION_BALANCER_NO_SIMD)

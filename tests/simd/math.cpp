@@ -67,7 +67,7 @@ template <class S>
 void check_weights(support::Table& table, const std::string& name) {
   using T = simd::scalar_of<S>;
   constexpr bool single = sizeof(T) == 4;
-  table.begin(name + ", weights");
+  table.begin(name);
   auto weight = table.column("weight");
   support::Random random(113);
   for (int n = 0; n < 20000; ++n) {
@@ -138,13 +138,13 @@ void check_functions(support::Table& table, const std::string& name) {
 TEST_CASE("exp2 is as accurate as it says", "[simd]") {
   support::Table table;
   check_exp2<float>(table, "float");
-  check_weights<float>(table, "float");
+  check_weights<float>(table, "weights of float");
   check_exp2<double>(table, "double");
-  check_weights<double>(table, "double");
+  check_weights<double>(table, "weights of double");
   check_exp2<simd::Pack<float>>(table, "pack of float");
-  check_weights<simd::Pack<float>>(table, "pack of float");
+  check_weights<simd::Pack<float>>(table, "weights of pack of float");
   check_exp2<simd::Pack<double>>(table, "pack of double");
-  check_weights<simd::Pack<double>>(table, "pack of double");
+  check_weights<simd::Pack<double>>(table, "weights of pack of double");
   table.report();
 }
 

@@ -49,6 +49,16 @@ struct MaybeModifier {
     if constexpr (requires(const M& m) { m.prefers_key_lanes(); }) return modifier && modifier->prefers_key_lanes();
     return false;
   }
+  const auto& looked_up() const
+    requires requires(const M& m) { m.looked_up(); }
+  {
+    return modifier->looked_up();
+  }
+  template <class S>
+    requires requires(const M& m, const S& x) { m.bend(x, x); }
+  S bend(const S& score, const S& element) const {
+    return modifier->bend(score, element);
+  }
   template <class S>
   S operator()(const S& score, const ab::Site<S>& site) const {
     return modifier ? (*modifier)(score, site) : score;

@@ -177,8 +177,15 @@ class Bias {
   bool prefers_key_lanes() const noexcept { return attention_balancer::detail::lies_along_keys(view_); }
   template <class S>
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
-    return detail::add_bias(score, site.at(view_));
+    return bend(score, site.at(view_));
   }
+  /// What the score becomes, of the element of the view that belongs to it.
+  template <class S>
+  ATTENTION_BALANCER_INLINE S bend(const S& score, const S& element) const {
+    return detail::add_bias(score, element);
+  }
+  /// The view, which kernels that have several scores in hand read by rows.
+  const TensorView<const T>& looked_up() const noexcept { return view_; }
   template <class S>
   ATTENTION_BALANCER_INLINE S pullback(const S&, const S& gradient, const Site<S>&) const {
     return gradient;

@@ -23,6 +23,14 @@ concept ChoosesLanes = requires(const P& p) {
   { p.prefers_key_lanes() } -> std::convertible_to<bool>;
 };
 
+/// A modifier that chooses lanes for the sake of one element of a view of T for each score: looked_up() is the view,
+/// and bend(S score, S element) what the modifier returns.
+template <class M, class T>
+concept LooksUp = ChoosesLanes<M> && requires(const M& m, const simd::Pack<T>& x) {
+  { m.looked_up() } -> std::convertible_to<TensorView<const T>>;
+  { m.bend(x, x) } -> std::convertible_to<simd::Pack<T>>;
+};
+
 /// Whether a policy would rather have keys as lanes.
 template <class P>
 bool prefers_key_lanes(const P& policy) noexcept {
@@ -42,6 +50,11 @@ Index query_grain(const P& policy) noexcept {
   else
     return 0;
 }
+
+/// How a loop over scores holds a policy: a copy, if that is but its bytes. Of another the compiler does not know that
+/// storing scores leaves it as it is, and loads it again for each.
+template <class P>
+using InLoop = std::conditional_t<std::is_trivially_copyable_v<P> && sizeof(P) <= 128, const P, const P&>;
 
 /// The sites of V packs of queries at the first key of a block.
 template <Scalar T, int V>
@@ -65,6 +78,7 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
   static constexpr bool has_modifiers = sizeof...(Modifiers) > 0;
   static constexpr bool has_masks = sizeof...(Masks) > 0;
   static constexpr bool masks_choose_lanes = (ChoosesLanes<Masks> || ...);
+  static constexpr bool can_look_up = (LooksUp<Modifiers, T> || ...);
   static constexpr bool can_choose_lanes = (ChoosesLanes<Modifiers> || ...) || masks_choose_lanes;
 
   template <class S>
@@ -72,6 +86,15 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     std::apply([&](const auto&... m) { ((score = m(score, site)), ...); }, modifiers);
     return score;
   }
+
+  /// The same policies as a loop over scores holds them.
+  struct Copies {
+    std::tuple<InLoop<Modifiers>...> modifiers;
+    std::tuple<InLoop<Masks>...> masks;
+
+    ATTENTION_BALANCER_INLINE explicit Copies(const Policies& x) noexcept : modifiers(x.modifiers), masks(x.masks) {}
+    ATTENTION_BALANCER_INLINE Policies policies() const noexcept { return {modifiers, masks}; }
+  };
 
   /// Intersection of the masks at a site; only where there are any.
   template <class S>
@@ -168,17 +191,23 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
   template <bool Masked>
   ATTENTION_BALANCER_NOINLINE void bend_row(T* scores, const Place& at) const noexcept {
     using S = simd::Pack<T>;
+    const Copies copies(*this);
+    const Policies policies = copies.policies();
+    const Index end = at.key_end;
     auto site = Site<S>::along_keys(at.batch, at.head, *at.problem, at.first_query, at.key_begin);
-    for (Index j = at.key_begin; j < at.key_end; j += simd::lanes<T>, scores += simd::lanes<T>) {
+    for (Index j = at.key_begin; j < end; j += simd::lanes<T>, scores += simd::lanes<T>) {
       site.move_to_key(j);
-      S score = bend_score<S>(simd::load_aligned<S>(scores), site);
-      if constexpr (Masked) score = simd::select(visible(site), score, S(-infinity<T>));
-      simd::store_aligned(scores, score);
+      simd::store_aligned(scores, policies.template bend_and_mask<Masked>(simd::load_aligned<S>(scores), site));
     }
   }
 
   bool modifiers_prefer_keys() const noexcept {
     return std::apply([](const auto&... m) { return (false || ... || detail::prefers_key_lanes(m)); }, modifiers);
+  }
+  /// Whether keys are preferred as lanes for the sake of elements that can be brought to queries as lanes.
+  bool modifiers_look_up() const noexcept {
+    auto looks_up = []<class M>(const M& m) { return LooksUp<M, T> == detail::prefers_key_lanes(m); };
+    return can_look_up && std::apply([&](const auto&... m) { return (looks_up(m) && ...); }, modifiers);
   }
   bool masks_prefer_keys() const noexcept {
     return std::apply([](const auto&... m) { return (false || ... || detail::prefers_key_lanes(m)); }, masks);
@@ -201,28 +230,104 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     if constexpr (can_choose_lanes && n > 1)
       if (modifiers_prefer_keys() || (Masked && masks_prefer_keys())) {
         done = (at.key_end - at.key_begin) / n * n;
-        for (int v = 0; v < V; ++v)
+        const bool whole = !(Masked && masks_prefer_keys()) && modifiers_look_up();
+        for (int v = 0; v < V; ++v) {
+          const Index query = at.first_query + v * n;
+          if constexpr (can_look_up)
+            if (whole) {
+              bend_looked_up<Masked>(scores + v * n, V * n, at, query, done, top + v * n);
+              continue;
+            }
           for (Index j = 0; j < done; j += n)
-            bend_tile<Masked>(scores + (j * V + v) * n, V * n, at, at.first_query + v * n, at.key_begin + j,
-                              top + v * n);
+            bend_tile<Masked>(scores + (j * V + v) * n, V * n, at, query, at.key_begin + j, top + v * n);
+        }
         scores += done * V * n;
       }
+    const Copies copies(*this);
+    const Policies policies = copies.policies();
     Site<S> sites[V] = {};
     place_sites<T>(sites, at);
     S highest[V];
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) highest[v] = simd::load_aligned<S>(top + v * n);
-    for (Index j = at.key_begin + done; j < at.key_end; ++j, scores += V * n) {
+    const Index end = at.key_end;
+    for (Index j = at.key_begin + done; j < end; ++j, scores += V * n) {
       ATTENTION_BALANCER_UNROLL
       for (int v = 0; v < V; ++v) {
         sites[v].move_to_key(j);
-        const S score = bend_and_mask<Masked>(simd::load_aligned<S>(scores + v * n), sites[v]);
+        const S score = policies.template bend_and_mask<Masked>(simd::load_aligned<S>(scores + v * n), sites[v]);
         simd::store_aligned(scores + v * n, score);
         highest[v] = simd::max(score, highest[v]);
       }
     }
     ATTENTION_BALANCER_UNROLL
     for (int v = 0; v < V; ++v) simd::store_aligned(top + v * n, highest[v]);
+  }
+
+  /// What a modifier does to a tile of one pack of queries by as many keys, lanes are queries: of one that looks up,
+  /// the elements of its view, brought from keys side by side to queries side by side. `more` queries follow the
+  /// first.
+  template <class M>
+  struct OnTile {
+    ATTENTION_BALANCER_INLINE OnTile(const M& m, const Site<simd::Pack<T>>&, Index) noexcept : modifier(m) {}
+    template <class S>
+    ATTENTION_BALANCER_INLINE S operator()(int, const S& score, const Site<S>& site) const noexcept {
+      return modifier(score, site);
+    }
+    const M& modifier;
+  };
+  template <class M>
+    requires LooksUp<M, T>
+  struct OnTile<M> {
+    using S = simd::Pack<T>;
+    static constexpr int n = simd::lanes<T>;
+
+    ATTENTION_BALANCER_INLINE OnTile(const M& m, const Site<S>& site, Index more) noexcept : modifier(m) {
+      const TensorView<const T>& view = m.looked_up();
+      const T* const first = site.first(view);
+      ATTENTION_BALANCER_UNROLL
+      for (int i = 0; i < n; ++i) {
+        const T* const row = first + std::min(Index(i), more) * view.length_stride;
+        simd::prefetch(row + 128);  // the next block of keys; the hardware loses so many rows
+        element[i] = simd::load<S>(row);
+      }
+      simd::transpose(element);
+    }
+    ATTENTION_BALANCER_INLINE S operator()(int key, const S& score, const Site<S>&) const noexcept {
+      return modifier.bend(score, element[key]);
+    }
+    const M& modifier;
+    S element[n];
+  };
+
+  /// One pack of queries by `keys` keys, a multiple of its lanes, scores[key * row + query], with the queries in the
+  /// lanes: what the modifiers look up along the keys is brought to them.
+  template <bool Masked>
+  ATTENTION_BALANCER_NOINLINE void bend_looked_up(T* scores, Index row, const Place& at, Index query, Index keys,
+                                                  T* top) const noexcept {
+    using S = simd::Pack<T>;
+    constexpr int n = simd::lanes<T>;
+    const Copies copies(*this);
+    const Policies policies = copies.policies();
+    auto site = Site<S>::along_queries(at.batch, at.head, *at.problem, query, at.key_begin);
+    const Index more = at.problem->queries - 1 - query;  // past the last one it is repeated
+    S highest = simd::load_aligned<S>(top);
+    for (Index key = at.key_begin; key < at.key_begin + keys; key += n) {
+      site.move_to_key(key);
+      const auto bend = std::apply(
+          [&](const auto&... m) { return std::tuple<OnTile<Modifiers>...>(OnTile<Modifiers>(m, site, more)...); },
+          policies.modifiers);
+      ATTENTION_BALANCER_UNROLL
+      for (int k = 0; k < n; ++k, scores += row) {
+        site.move_to_key(key + k);
+        S score = simd::load_aligned<S>(scores);
+        std::apply([&](const auto&... m) { ((score = m(k, score, site)), ...); }, bend);
+        if constexpr (Masked) score = simd::select(policies.visible(site), score, S(-infinity<T>));
+        simd::store_aligned(scores, score);
+        highest = simd::max(score, highest);
+      }
+    }
+    simd::store_aligned(top, highest);
   }
 
   /// One pack of queries by as many keys, scores[key * row + query], with the keys in the lanes: what a policy
@@ -236,11 +341,13 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     ATTENTION_BALANCER_UNROLL
     for (int i = 0; i < n; ++i) tile[i] = simd::load_aligned<S>(scores + i * row);
     simd::transpose(tile);
+    const Copies copies(*this);
+    const Policies policies = copies.policies();
     auto site = Site<S>::along_keys(at.batch, at.head, *at.problem, query, key);
     ATTENTION_BALANCER_UNROLL
     for (int i = 0; i < n; ++i) {
       site.move_to_query(std::min(query + i, at.problem->queries - 1));  // past the last one it is repeated
-      tile[i] = bend_and_mask<Masked>(tile[i], site);
+      tile[i] = policies.template bend_and_mask<Masked>(tile[i], site);
     }
     simd::transpose(tile);
     S highest = simd::load_aligned<S>(top);

@@ -184,14 +184,39 @@ ATTENTION_BALANCER_INLINE S exp2(const S& x) noexcept {
   return simd::exp2_clamped(simd::clamp_exponent(x));
 }
 
-/// The same for weights of the softmax, whose products with values may be subnormal where they are not. On processors
-/// that take a hundred cycles for each such product it is 0 below 2^-110 (float) or 2^-1000 (double).
+namespace detail {
+
+/// The least exponent of a weight of the softmax that is not 0 on processors that take a hundred cycles for each
+/// product that is subnormal, as those of smaller weights with values may be.
+template <Scalar T>
+inline constexpr int least_weight = sizeof(T) == 4 ? -110 : -1000;
+
+}  // namespace detail
+
+/// exp2 for weights of the softmax: on such processors (Golden Cove) 0 below 2^-110 (float) or 2^-1000 (double).
 template <class S>
 ATTENTION_BALANCER_INLINE S exp2_of_weight(const S& x) noexcept {
 #if defined(ATTENTION_BALANCER_GOLDEN_COVE)
-  if constexpr (!Scalar<S>) return detail::exp2_by_scaling<S, sizeof(scalar_of<S>) == 4 ? -110 : -1000>(x);
+  if constexpr (!Scalar<S>) return detail::exp2_by_scaling<S, detail::least_weight<scalar_of<S>>>(x);
 #endif
   return simd::exp2(x);
+}
+
+/// sum + weight * x, where weight is exp2_of_weight(x): 0 for any x that weighs nothing, -inf too.
+template <class S>
+ATTENTION_BALANCER_INLINE S add_exponent(const S& weight, const S& x, const S& sum) noexcept {
+#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+  // By the comparison that exp2_of_weight makes: clamped, x would take one operation more.
+  if constexpr (!Scalar<S>) {
+    using T = scalar_of<S>;
+    const S least(static_cast<T>(detail::least_weight<T>));
+    if constexpr (sizeof(T) == 4)
+      return S(_mm512_mask3_fmadd_ps(weight, x, sum, _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ)));
+    else
+      return S(_mm512_mask3_fmadd_pd(weight, x, sum, _mm512_cmp_pd_mask(x, least, _CMP_NLT_UQ)));
+  }
+#endif
+  return simd::fma(weight, simd::clamp_exponent(x), sum);
 }
 
 #if !defined(ATTENTION_BALANCER_NO_SIMD)

@@ -92,7 +92,7 @@ ATTENTION_BALANCER_NOINLINE void weigh_scores(T* scores, Index keys, OnlineState
       if constexpr (Marked) weight = simd::select(score == S(-infinity<T>), S(T(-0.0)), weight);
       simd::store_aligned(at, weight);
       sum[v] = sum[v] + weight;
-      if constexpr (Entropy) dot[v] = simd::fma(weight, simd::clamp_exponent(y), dot[v]);
+      if constexpr (Entropy) dot[v] = simd::add_exponent(weight, y, dot[v]);
     }
   }
   // Blocks are summed by themselves first: the rounding error grows with their number, not with that of the keys.

@@ -227,11 +227,23 @@ bool is_far_strip(const Problem& p) noexcept {
   return p.keys * block_width<T> > (Index(1) << 19) / static_cast<Index>(sizeof(T));
 }
 
+/// Whether a strip of all scores, K and V of a head stay in the second cache together. Golden Cove has 2 MB of it, where
+/// the strip of one more block would take their place.
+template <Scalar T>
+bool is_near_with_strip([[maybe_unused]] const Problem& p) noexcept {
+#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+  return p.keys * (block_width<T> + p.dim + p.value_dim) <= 3 * (Index(1) << 19) / static_cast<Index>(sizeof(T));
+#else
+  return false;
+#endif
+}
+
 /// How many blocks of queries walk the keys side by side, so that what comes from afar comes once for all of them.
 /// Whole strips are large.
 template <Scalar T>
 Index blocks_together(const Call<T>& call, bool whole_strip) noexcept {
-  return !is_far<T>(call.problem) ? 1 : whole_strip ? 2 : most_together;
+  if (!is_far<T>(call.problem) || (whole_strip && is_near_with_strip<T>(call.problem))) return 1;
+  return whole_strip ? 2 : most_together;
 }
 
 /// Memory of one worker, carved out of the workspace.

@@ -1,7 +1,19 @@
 #pragma once
 // Whether this machine runs what was compiled.
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace support {
+
+#if defined(__x86_64__)
+/// What clang 14 has no name for. Source: Intel SDM, volume 2, CPUID, leaf 7.
+inline bool cpu_has_fp16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & 1u << 23) != 0;
+}
+#endif
 
 /// The name of an instruction set that this file was compiled for and that this machine lacks, or nullptr.
 inline const char* missing_isa() {
@@ -18,6 +30,18 @@ inline const char* missing_isa() {
 #endif
 #if defined(__AVX512CD__)
   if (!__builtin_cpu_supports("avx512cd")) return "AVX-512CD";
+#endif
+#if defined(__AVX512VL__)
+  if (!__builtin_cpu_supports("avx512vl")) return "AVX-512VL";
+#endif
+#if defined(__AVX512VNNI__)
+  if (!__builtin_cpu_supports("avx512vnni")) return "AVX512_VNNI";
+#endif
+#if defined(__AVX512BF16__)
+  if (!__builtin_cpu_supports("avx512bf16")) return "AVX512_BF16";
+#endif
+#if defined(__AVX512FP16__)
+  if (!cpu_has_fp16()) return "AVX512_FP16";
 #endif
 #if defined(__AVX2__)
   if (!__builtin_cpu_supports("avx2")) return "AVX2";

@@ -163,6 +163,50 @@ TEMPLATE_TEST_CASE("attention to a cache is the reference on what it holds", "[a
   table.report();
 }
 
+TEST_CASE("scales per channel keep what outlier channels cost all others", "[attention][cache]") {
+  // As in language models: a few channels of the keys, the same for all tokens, are 20 times larger.
+  support::Random random(316);
+  for (const Index queries : {1, 20}) {
+    const support::Shape s{1, 8, 2, queries, 300, 128, 16};
+    const support::Inputs<float> in(s, random);
+    for (Index h = 0; h < 2; ++h)
+      for (Index j = 0; j < s.keys; ++j)
+        for (const Index c : {Index(3), Index(30), 41 + h}) in.k(0, h, j, c) *= 20;
+    // Values that int8 holds, so that all that is lost is lost by the keys.
+    in.v.fill([&](auto...) { return random.unit() < 0.5 ? -1 : 1; });
+    Tensor<double> expected(Layout::bhsd, 1, 8, queries, 16);
+    ab::Evidence<double> truth;
+    ab::reference::attention(in.q.input(), in.k.input(), in.v.input(), expected.view(), ab::observe(truth));
+
+    struct Errors {
+      double output = 0, mass = 0;
+    };
+    // `prompt`: of how many tokens the channels are calibrated on.
+    auto errors = [&](Index prompt) {
+      ab::KvCache<std::int8_t> cache(1, 2, s.keys, 128, 16);
+      if (prompt > 0) cache.calibrate_channels(part(in.k.view(), 0, 0, prompt));
+      cache.append(in.k.view(), in.v.view());
+      Tensor<float> out(Layout::bhsd, 1, 8, queries, 16);
+      ab::Evidence<float> evidence;
+      ab::attention(in.q.view(), cache, out.view(), ab::observe(evidence));
+      Errors sum;
+      for (Index h = 0; h < 8; ++h) {
+        for (Index i = 0; i < queries; ++i)
+          for (Index c = 0; c < 16; ++c)
+            sum.output += std::fabs(static_cast<double>(out(0, h, i, c)) - expected(0, h, i, c));
+        for (std::size_t j = 0; j < truth.mass(0, h).size(); ++j)
+          sum.mass += std::fabs(static_cast<double>(evidence.mass(0, h)[j]) - truth.mass(0, h)[j]);
+      }
+      return sum;
+    };
+    const Errors with = errors(100), without = errors(0);
+    INFO("Nq " << queries << ": output " << with.output << " and " << without.output << ", mass " << with.mass
+               << " and " << without.mass);
+    CHECK(with.output < without.output / 4);
+    CHECK(with.mass < without.mass / 2.5);
+  }
+}
+
 TEMPLATE_TEST_CASE("evicting moves all that belongs to a slot", "[attention][cache]", float, std::int8_t) {
   using Stored = TestType;
   support::Random random(312);

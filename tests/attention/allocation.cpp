@@ -208,6 +208,63 @@ TEST_CASE("backward and packed calls allocate nothing from the second call on", 
   for (const Index pieces : {1, 3, 40}) CHECK(made_by_second(call, InTurn{pieces}) == 0);
 }
 
+TEST_CASE("sparse normalisers and leave-one-out allocate nothing from the second call on",
+          "[attention][workspace]") {
+  support::Random random(49);
+  // Many queries and few.
+  for (const Index queries : {90, 3}) {
+    const support::Inputs<float> in(support::Shape{1, 4, 2, queries, 300, 8, 5}, random);
+    support::Tensor<float> out(Layout::bhsd, 1, 4, queries, 5);
+    for (const Index pieces : {1, 3, 40}) {
+      ab::Workspace workspace;
+      ab::Evidence<float> evidence;
+      auto call = [&](const auto& policy, const auto& statistic) {
+        const InTurn executor{pieces};
+        ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), policy, workspace, executor);
+        ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), policy, workspace, executor,
+                      ab::observe(evidence, ab::QueryWeights::all(), statistic));
+      };
+      INFO("queries " << queries << ", pieces " << pieces);
+      CHECK(made_by_second(call, ab::normalize::Sparsemax{}, ab::evidence::mass) == 0);
+      CHECK(made_by_second(call, ab::normalize::Entmax15{}, ab::evidence::mass) == 0);
+      CHECK(made_by_second(call, ab::normalize::TopK{7}, ab::evidence::squares) == 0);
+      CHECK(made_by_second(call, ab::mask::Causal{}, ab::evidence::leave_one_out) == 0);
+    }
+  }
+}
+
+TEST_CASE("products of bf16 and of integers allocate nothing from the second call on",
+          "[attention][workspace][cache]") {
+  support::Random random(50);
+  const support::Inputs<float> in(support::Shape{1, 4, 2, 90, 600, 8, 5}, random);
+  support::Tensor<float> out(Layout::bhsd, 1, 4, 90, 5);
+  ab::KvCache<ab::bf16> pairs(1, 2, 600, 8, 5);
+  ab::PagedKvCache<std::int8_t> bytes(1, 2, 38, 16, 8, 5);
+  pairs.append(in.k.view(), in.v.view()), bytes.append(in.k.view(), in.v.view());
+  auto first = [](auto x, Index queries) {
+    x.length = queries;
+    return x;
+  };
+  ab::Workspace workspace;
+  ab::Evidence<float> evidence, of_few;
+  auto call = [&](const InTurn& executor, auto... observed) {
+    ab::attention(in.q.view(), pairs, out.view(), ab::Bf16Products{}, workspace, executor, observed...);
+    for (const Index queries : {1, 8, 90})
+      ab::attention(first(in.q.view(), queries), bytes, first(out.view(), queries), workspace, executor,
+                    observed...);
+    for (const Index queries : {1, 8})
+      ab::attention(first(in.q.view(), queries), bytes, first(out.view(), queries), ab::IntegerProducts{},
+                    workspace, executor, observed...);
+  };
+  for (const Index pieces : {1, 3, 40}) {
+    INFO("pieces " << pieces);
+    CHECK(made_by_second(call, InTurn{pieces}) == 0);
+    CHECK(made_by_second(call, InTurn{pieces}, ab::observe(evidence)) == 0);
+    CHECK(made_by_second(call, InTurn{pieces},
+                         ab::observe(of_few, ab::QueryWeights::last(1), ab::evidence::maximum)) == 0);
+  }
+}
+
 TEST_CASE("what is not a number does not allocate either", "[attention][workspace]") {
   support::Random random(42);
   const support::Shape s{1, 1, 1, 100, 100, 4, 4};
@@ -255,6 +312,70 @@ TEST_CASE("memory beyond the inputs is linear in the lengths", "[attention][work
       CHECK(whole <= 2 * half + 4096);
       // Per thread a strip of scores, 64 queries at most, and with evidence 16 partial masses per head: far from
       // N^2.
+      CHECK(whole < static_cast<double>(longest) * (600.0 * static_cast<double>(threads) + 200));
+    }
+}
+
+TEST_CASE("memory of decoding, of packed sequences and of gradients is linear in the lengths",
+          "[attention][workspace]") {
+  const Index longest = 2048, dim = 2;
+  support::Random random(53);
+  const support::Inputs<float> in(support::Shape{1, 1, 1, longest, longest, dim, dim}, random);
+  auto tensor = [&] { return support::Tensor<float>(Layout::bhsd, 1, 1, longest, dim); };
+  support::Tensor<float> out = tensor(), dq = tensor(), dk = tensor(), dv = tensor();
+  out.fill([](auto...) { return 0; });
+  auto first = [](auto x, Index length) {
+    x.length = length;
+    return x;
+  };
+  const auto all = [&](const auto& x, Index length) { return first(x.view(), length); };
+
+  enum Kind { decode, prefill, packed, packed_cache, backward, packed_backward };
+  constexpr const char* names[] = {"decode", "prefill", "packed", "packed cache", "backward", "packed backward"};
+  /// Bytes of a first call of this many keys, evidence and scratch memory together, but not those of the cache.
+  auto bytes_of = [&](Kind kind, Index length, Index threads) {
+    const InTurn executor{threads};
+    ab::Workspace workspace;
+    ab::Evidence<float> evidence;
+    std::vector<ab::Evidence<float>> of_each(3);
+    // A long sequence, and a short one on either side.
+    const std::vector<Index> offsets{0, length / 8, length - length / 8, length};
+    const ab::PackedSequences sequences(offsets, offsets);
+    ab::PagedKvCache<ab::f16> cache(kind == packed_cache ? 3 : 1, 1, 2 * (length / 16 + 3), 16, dim);
+    const auto q = all(in.q, length), k = all(in.k, length), v = all(in.v, length), o = all(out, length);
+    if (kind == packed_cache) cache.append(offsets, k, v);
+    if (kind == decode || kind == prefill) cache.append(k, v);
+    // The gradients are given what forward leaves.
+    if (kind == backward) ab::attention(q, k, v, o, ab::observe(evidence));
+    if (kind == packed_backward) ab::attention(q, k, v, o, sequences, ab::observe(of_each));
+    const std::size_t before = bytes_allocated;
+    switch (kind) {
+      case decode:
+      case prefill: {
+        const Index queries = kind == decode ? 3 : 100;
+        ab::attention(first(q, queries), cache, first(o, queries), workspace, ab::observe(evidence), executor);
+        break;
+      }
+      case packed: ab::attention(q, k, v, o, sequences, workspace, ab::observe(of_each), executor); break;
+      case packed_cache:
+        ab::attention(q, cache, o, ab::PackedQueries(offsets), workspace, ab::observe(of_each), executor);
+        break;
+      case backward:
+        ab::attention_backward(q, k, v, o, evidence, o, all(dq, length), all(dk, length), all(dv, length),
+                               workspace, executor);
+        break;
+      case packed_backward:
+        ab::attention_backward(q, k, v, o, of_each, o, all(dq, length), all(dk, length), all(dv, length), sequences,
+                               workspace, executor);
+        break;
+    }
+    return static_cast<double>(bytes_allocated - before);
+  };
+  for (const Kind kind : {decode, prefill, packed, packed_cache, backward, packed_backward})
+    for (const Index threads : {1, 4, 16}) {
+      const double half = bytes_of(kind, longest / 2, threads), whole = bytes_of(kind, longest, threads);
+      INFO(names[kind] << ", threads " << threads << ": " << half << " and " << whole << " bytes");
+      CHECK(whole <= 2 * half + 4096);
       CHECK(whole < static_cast<double>(longest) * (600.0 * static_cast<double>(threads) + 200));
     }
 }

@@ -251,6 +251,51 @@ TEMPLATE_TEST_CASE("gradients of packed sequences are each sequence's alone", "[
   table.report();
 }
 
+TEST_CASE("gradients that are not numbers stay in their packed sequence", "[attention][packed][backward]") {
+  // All but the even ones, and the tokens of no sequence, become NaN.
+  const Given<float> g(Offsets({{70, 130}, {20, 40}, {1, 50}, {3, 300}, {9, 9}, {40, 17}, {33, 20}}), false,
+                       Layout::bshd);
+  const ab::PackedSequences packed(g.at.queries, g.at.keys);
+  Tensor<float> out(Layout::bshd, 1, heads, g.at.all_queries(), value_dim);
+  std::vector<ab::Evidence<float>> evidence(static_cast<std::size_t>(g.at.count()));
+  ab::Workspace workspace;
+  auto run = [&](const Gradients<float>& to, Index pieces) {
+    ab::attention(g.q.view(), g.k.view(), g.v.view(), out.view(), packed, ab::mask::Causal{},
+                  ab::observe(evidence));
+    ab::attention_backward(g.q.view(), g.k.view(), g.v.view(), out.view(), evidence, g.dout.view(), to.q.view(),
+                           to.k.view(), to.v.view(), packed, ab::mask::Causal{}, workspace,
+                           Anybody{Anybody::threads, pieces});
+  };
+  const Gradients<float> clean(g, Layout::bhsd), got(g, Layout::bhsd);
+  run(clean, 1);
+  const auto poison = [&](const Tensor<float>& x, const std::vector<Index>& offsets) {
+    x.fill([&](Index b, Index h, Index i, Index c) {
+      const Index s = std::upper_bound(offsets.begin(), offsets.end(), i) - offsets.begin() - 1;
+      return s >= 0 && s < g.at.count() && s % 2 == 0 ? x(b, h, i, c) : std::numeric_limits<float>::quiet_NaN();
+    });
+  };
+  poison(g.q, g.at.queries), poison(g.dout, g.at.queries), poison(g.k, g.at.keys), poison(g.v, g.at.keys);
+  support::Table table;
+  for (const Index pieces : {1, 2, 30}) {
+    table.begin(std::to_string(pieces) + " pieces");
+    run(got, pieces);
+    for (Index s = 0; s < g.at.count(); ++s) {
+      const Index q0 = g.at.query(s), q1 = g.at.query(s + 1), k0 = g.at.key(s), k1 = g.at.key(s + 1);
+      const std::string of = " of sequence " + std::to_string(s);
+      if (s % 2 == 0) {
+        table.expect(support::same_bits(tokens(got.q.view(), q0, q1), tokens(clean.q.view(), q0, q1)), "dq" + of);
+        table.expect(support::same_bits(tokens(got.k.view(), k0, k1), tokens(clean.k.view(), k0, k1)), "dk" + of);
+        table.expect(support::same_bits(tokens(got.v.view(), k0, k1), tokens(clean.v.view(), k0, k1)), "dv" + of);
+      } else {
+        table.expect(
+            std::isnan(got.q(0, 3, q1 - 1, 0)) && std::isnan(got.k(0, 1, k0, 0)) && std::isnan(got.v(0, 1, k0, 0)),
+            "gradients" + of);
+      }
+    }
+  }
+  table.report();
+}
+
 TEST_CASE("the backward pass of packed sequences refuses what does not fit before it writes",
           "[attention][packed][backward][bad input]") {
   const std::vector<Index> q_offsets{0, 3, 6}, k_offsets{0, 4, 8}, past{0, 3, 7};

@@ -248,6 +248,60 @@ TEMPLATE_TEST_CASE("packed sequences of more than the caches hold are each alone
   table.report();
 }
 
+TEST_CASE("what is not a number stays in its packed sequence", "[attention][packed]") {
+  // All but the even ones, and the tokens of no sequence, become NaN.
+  const Lengths lengths(
+      {{70, 130}, {20, 40}, {1, 50}, {3, 300}, {9, 9}, {1, 1}, {40, 17}, {130, 200}, {12, 0}, {2, 5}, {33, 20}});
+  constexpr Index heads = 4, kv_heads = 2, dim = 12, value_dim = 9;
+  support::Random random(56);
+  Tensor<float> q(Layout::bshd, 1, heads, lengths.all_queries, dim),
+      k(Layout::bhsd, 1, kv_heads, lengths.all_keys, dim),
+      v(Layout::bshd, 1, kv_heads, lengths.all_keys, value_dim);
+  for (auto* x : {&q, &k, &v}) x->fill(random, support::Family::uniform, 2);
+  const auto tensor = [&] { return Tensor<float>(Layout::bhsd, 1, heads, lengths.all_queries, value_dim); };
+  Tensor<float> clean = tensor(), plain = tensor(), out = tensor();
+  using Evidences = std::vector<ab::Evidence<float>>;
+  Evidences clean_evidence(static_cast<std::size_t>(lengths.count())), evidence = clean_evidence;
+  const ab::PackedSequences packed(lengths.queries, lengths.keys);
+  ab::Workspace workspace;
+  auto run = [&](const Tensor<float>& to, Evidences& e, Index pieces) {
+    ab::attention(q.view(), k.view(), v.view(), to.view(), packed, ab::mask::Causal{}, workspace,
+                  ab::observe(e, ab::QueryWeights::all(), ab::evidence::squares),
+                  support::Anybody{support::Anybody::threads, pieces});
+  };
+  run(clean, clean_evidence, 1);
+
+  constexpr float no_number = std::numeric_limits<float>::quiet_NaN();
+  const auto poison = [&](const Tensor<float>& x, const std::vector<Index>& offsets) {
+    x.fill([&](Index b, Index h, Index i, Index c) {
+      const Index s = std::upper_bound(offsets.begin(), offsets.end(), i) - offsets.begin() - 1;
+      return s >= 0 && s < lengths.count() && s % 2 == 0 ? x(b, h, i, c) : no_number;
+    });
+  };
+  poison(q, lengths.queries), poison(k, lengths.keys), poison(v, lengths.keys);
+  support::Table table;
+  for (const Index pieces : {1, 2, 30}) {
+    table.begin(std::to_string(pieces) + " pieces");
+    run(out, evidence, pieces);
+    ab::attention(q.view(), k.view(), v.view(), plain.view(), packed, ab::mask::Causal{}, workspace,
+                  support::Anybody{support::Anybody::threads, pieces});
+    for (std::size_t s = 0; s < evidence.size(); ++s) {
+      const Index begin = lengths.queries[s], end = lengths.queries[s + 1];
+      const std::string of = " of sequence " + std::to_string(s);
+      if (s % 2 == 0) {
+        const auto expected = tokens(clean.view(), begin, end);
+        table.expect(support::same_bits(tokens(out.view(), begin, end), expected), "observed output" + of);
+        table.expect(support::same_bits(tokens(plain.view(), begin, end), expected), "output" + of);
+        table.expect(support::same_bits(evidence[s], clean_evidence[s]), "evidence" + of);
+      } else {
+        table.expect(std::isnan(out(0, 3, end - 1, 0)) && std::isnan(plain(0, 3, end - 1, 0)), "output" + of);
+        table.expect(std::isnan(evidence[s].mass(0, 3)[0]), "mass" + of);
+      }
+    }
+  }
+  table.report();
+}
+
 TEST_CASE("policies of packed sequences are told the sequence", "[attention][packed]") {
   const std::vector<Index> q_offsets{0, 12, 15}, k_offsets{0, 10, 30};
   support::Random random(52);

@@ -140,43 +140,105 @@ TEST_CASE("products of bf16 keep to their error", "[attention][cache][bf16]") {
 }
 
 TEST_CASE("products of bf16 do not see what is hidden", "[attention][cache][bf16]") {
-  support::Random random(402);
+  support::Random random(402), again(402);
   const support::Shape s{1, 2, 1, 70, 301, 32, 17};
-  auto in = inputs(s, random, true);
-  const ab::mask::Window window{-1, 0};
+  const auto whole = inputs(s, random, true);
+  auto in = inputs(s, again, true);
+  const ab::score::Scale<float> scale{0.25f};
+  // Query i sees the keys from i + 131 to i + 231: all from 20 on see the key 251, the last alone sees the key 300, and
+  // none sees the first 131.
+  const ab::mask::Window window{100, 0};
+  struct Result {
+    Tensor<float> plain{Layout::bhsd, 1, 2, 70, 17}, observed{Layout::bhsd, 1, 2, 70, 17};
+    ab::Evidence<float> evidence;
+  };
   auto run = [&] {
     const Caches caches(s, in, {s.keys});
-    Tensor<float> out(Layout::bhsd, 1, 2, 70, 17);
-    ab::attention(in.q.input(), caches.whole, out.view(), ab::Bf16Products{}, ab::score::Scale<float>{0.25f},
-                  window, ab::executor::Sequential{});
-    return out;
+    Result r;
+    auto attend = [&](const Tensor<float>& out, auto... observed) {
+      ab::attention(in.q.input(), caches.whole, out.view(), ab::Bf16Products{}, scale, window,
+                    ab::executor::Sequential{}, observed...);
+    };
+    attend(r.plain), attend(r.observed, ab::observe(r.evidence));
+    return r;
   };
-  const Tensor<float> clean = run();
-  // Query i sees the keys up to i + 231: all queries from 20 on see the bad ones.
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    for (const Index j : {Index(251), Index(300)})
-      for (Index c = 0; c < 17; ++c) in.v(0, 0, j, c) = bad;
-    const Tensor<float> out = run();
+  const Result clean = run();
+
+  // What rows that see nothing bad must be within, whether their block rounds its weights or, for what it meets, not:
+  // `rounded` is sum_j p_j |v_j|.
+  Tensor<double> expected(Layout::bhsd, 1, 2, 70, 17), rounded(Layout::bhsd, 1, 2, 70, 17);
+  support::Inputs<float> sizes = inputs(s, random, true);
+  sizes.v.fill([&](Index b, Index h, Index j, Index c) { return std::fabs(in.v(b, h, j, c)); });
+  const ab::score::Scale<double> exact_scale{0.25};
+  ab::reference::attention(in.q.input(), in.k.input(), in.v.input(), expected.view(), exact_scale, window);
+  ab::reference::attention(in.q.input(), in.k.input(), sizes.v.input(), rounded.view(), exact_scale, window);
+  const auto errors = support::logit_errors(s, in, {.scale = 0.25});
+  double most = 0;
+  for (const float x : sizes.v.memory()) most = std::max(most, static_cast<double>(x));
+
+  support::Table table;
+  // `sees(i)`: whether query i sees something bad, in a key or in a value, which leaves the evidence alone.
+  auto check = [&](const std::string& name, bool in_key, auto sees) {
+    table.begin(name);
+    const Result got = run();
+    auto column = table.column("output");
     for (Index h = 0; h < 2; ++h)
-      for (Index i = 0; i < 70; ++i)
-        for (Index c = 0; c < 17; ++c) {
-          INFO("head " << h << " query " << i << " feature " << c);
-          if (i < 20)
-            CHECK(std::fabs(out(0, h, i, c) - clean(0, h, i, c)) <= 0.1f);
-          else
-            CHECK(!std::isfinite(out(0, h, i, c)));
-        }
+      for (Index i = 0; i < 70; ++i) {
+        const double r = std::expm1(2 * errors[static_cast<std::size_t>(h * 70 + i)]);
+        for (Index c = 0; c < 17; ++c)
+          for (const float x : {got.plain(0, h, i, c), got.observed(0, h, i, c)})
+            if (sees(i))
+              table.expect(in_key ? std::isnan(x) : !std::isfinite(x), "a bad output");
+            else
+              column.compare(static_cast<double>(x), expected(0, h, i, c),
+                             r * most + 1.01 * 0x1p-8 * rounded(0, h, i, c), i);
+      }
+    if (!in_key) return table.expect(support::same_bits(got.evidence, clean.evidence), "evidence");
+    for (Index h = 0; h < 2; ++h) {
+      auto compare = [&](const char* what, std::span<const float> x, std::span<const float> of_clean, auto bad) {
+        for (std::size_t at = 0; at < x.size(); ++at)
+          table.expect(bad(static_cast<Index>(at)) ? std::isnan(x[at]) : x[at] == of_clean[at],
+                       what + (' ' + std::to_string(at)));
+      };
+      compare("lse", got.evidence.lse(0, h), clean.evidence.lse(0, h), sees);
+      compare("entropy", got.evidence.entropy(0, h), clean.evidence.entropy(0, h), sees);
+      compare("mass", got.evidence.mass(0, h), clean.evidence.mass(0, h), [&](Index j) {
+        for (Index i = 0; i < 70; ++i)
+          if (sees(i) && i + 131 <= j && j <= i + 231) return true;
+        return false;
+      });
+      table.expect(support::same_bits(got.evidence.exposure(0, h), clean.evidence.exposure(0, h)), "exposure");
+    }
+  };
+  const auto nobody = [](Index) { return false; };
+  const auto from_20_on = [](Index i) { return i >= 20; };
+  const auto the_last = [](Index i) { return i == 69; };
+  check("clean", false, nobody);
+  // With rows `keys` of x, otherwise as in `from`, all of them `bad`.
+  const auto spoil = [](const Tensor<float>& x, const Tensor<float>& from, const std::vector<Index>& keys,
+                        float bad) {
+    x.fill([&](Index b, Index h, Index j, Index c) {
+      return std::find(keys.begin(), keys.end(), j) == keys.end() ? from(b, h, j, c) : bad;
+    });
+  };
+  constexpr float no_number = std::numeric_limits<float>::quiet_NaN(), infinite = ab::detail::infinity<float>;
+  for (const float bad : {no_number, infinite}) {
+    const std::string what = std::to_string(bad);
+    spoil(in.v, whole.v, {5, 130}, bad);
+    check(what + " in values that none sees", false, nobody);
+    spoil(in.v, whole.v, {251, 300}, bad);
+    check(what + " in values", false, from_20_on);
+    spoil(in.v, whole.v, {300}, bad);
+    check(what + " in the last value", false, the_last);
   }
-  in = inputs(s, random, true);
-  const Tensor<float> before = run();
-  for (Index c = 0; c < 32; ++c) in.k(0, 0, 251, c) = std::numeric_limits<float>::quiet_NaN();
-  const Tensor<float> out = run();
-  for (Index i = 0; i < 70; ++i) {
-    INFO("query " << i);
-    const bool right =
-        i < 20 ? std::fabs(out(0, 1, i, 3) - before(0, 1, i, 3)) <= 0.1f : std::isnan(out(0, 1, i, 3));
-    CHECK(right);
-  }
+  spoil(in.v, whole.v, {}, 0);
+  spoil(in.k, whole.k, {5, 130}, no_number);
+  check("keys that none sees", true, nobody);
+  spoil(in.k, whole.k, {251}, no_number);
+  check("a key", true, from_20_on);
+  spoil(in.k, whole.k, {300}, no_number);
+  check("the last key", true, the_last);
+  table.report();
 }
 
 TEST_CASE("products of bf16 keep rows whose scores are huge", "[attention][cache][bf16]") {

@@ -207,6 +207,33 @@ TEST_CASE("scales per channel keep what outlier channels cost all others", "[att
   }
 }
 
+TEST_CASE("1 to 16 threads of any executor give the same bits over a paged cache", "[attention][cache][executor]") {
+  support::Random random(317);
+  support::Table table;
+  // Decoding, with several splits of the keys, and a prompt of several chunks.
+  for (const Index queries : {1, 70}) {
+    const support::Shape s{2, 4, 2, queries, 700, 8, 4};
+    const support::Inputs<float> in(s, random);
+    ab::PagedKvCache<std::int8_t> cache(2, 2, 90, 16, 8, 4);
+    cache.append(0, part(in.k.view(), 0, 0, 600), part(in.v.view(), 0, 0, 600));
+    cache.append(1, part(in.k.view(), 1, 0, 700), part(in.v.view(), 1, 0, 700));
+    Tensor<float> expected(Layout::bhsd, 2, 4, queries, 4), out(Layout::bhsd, 2, 4, queries, 4);
+    ab::Evidence<float> truth, evidence;
+    auto run = [&](const Tensor<float>& to, ab::Evidence<float>& e, const support::AnyExecutor& executor) {
+      ab::attention(in.q.view(), cache, to.view(), ab::mask::Causal{}, ab::observe(e), executor);
+    };
+    run(expected, truth, {"Sequential", ab::executor::Sequential{}});
+    for (Index threads = 1; threads <= 16; ++threads)
+      for (const support::AnyExecutor& executor : support::executors_with(threads)) {
+        table.begin("Nq " + std::to_string(queries) + ", " + executor.name + ", threads " + std::to_string(threads));
+        run(out, evidence, executor);
+        table.expect(support::same_bits(out.view(), expected.view()), "output");
+        table.expect(support::same_bits(evidence, truth), "evidence");
+      }
+  }
+  table.report();
+}
+
 TEMPLATE_TEST_CASE("evicting moves all that belongs to a slot", "[attention][cache]", float, std::int8_t) {
   using Stored = TestType;
   support::Random random(312);

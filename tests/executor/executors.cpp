@@ -13,51 +13,9 @@
 
 namespace {
 
+using support::AnyExecutor;
+using support::executors_with;
 using support::Index;
-
-/// A user's own: a thread per piece, that says how many it likes. Any order and any thread must do.
-struct Threads {
-  Index wanted = 1;
-  Index concurrency() const { return wanted; }
-  template <class F>
-  void for_each(Index n, F&& f) const {
-    std::vector<std::thread> team;
-    for (Index i = n; i-- > 0;) team.emplace_back([&f, i] { f(i); });
-    for (auto& t : team) t.join();
-  }
-};
-
-/// Any executor behind one type, so that the kernels are compiled once for all of them.
-struct AnyExecutor {
-  const char* name;
-  Index threads;
-  Index grain = 0;
-  std::function<void(Index, const std::function<void(Index)>&)> run;
-
-  template <class E>
-  AnyExecutor(const char* what, const E& executor)
-      : name(what),
-        threads(executor.concurrency()),
-        run([executor](Index n, const std::function<void(Index)>& f) { executor.for_each(n, f); }) {
-    static_assert(ab::Executor<E>);
-  }
-  Index concurrency() const { return threads; }
-  template <class F>
-  void for_each(Index n, F&& f) const {
-    run(n, std::ref(f));
-  }
-};
-
-std::vector<AnyExecutor> executors_with(Index threads) {
-  std::vector<AnyExecutor> all{{"threads", Threads{threads}}};
-#if defined(_OPENMP)
-  all.emplace_back("OpenMp", support::openmp(threads));
-#endif
-#if defined(ATTENTION_BALANCER_HAS_TBB)
-  all.emplace_back("Tbb", support::tbb(threads));
-#endif
-  return all;
-}
 
 void check_every_piece(const AnyExecutor& executor) {
   INFO(executor.name << ", threads " << executor.threads);
@@ -165,6 +123,7 @@ TEST_CASE("a call takes as many threads as it has grains of work", "[executor][a
 TEST_CASE("1 to 16 threads of any executor give the same bits", "[executor][attention]") {
   support::Random random(51);
   support::Table table;
+  const ab::mask::Causal causal{ab::mask::Align::top_left};  // every query sees something
   // One query; few heads of many chunks, whose masses are added up in order; many heads; a ragged last chunk.
   for (const support::Shape& s :
        {support::Shape{1, 6, 2, 1, 300, 16, 16}, {1, 1, 1, 900, 70, 8, 8}, {2, 9, 3, 60, 33, 8, 5}}) {
@@ -176,17 +135,48 @@ TEST_CASE("1 to 16 threads of any executor give the same bits", "[executor][atte
     ab::Evidence<float> expected, evidence;
     const AnyExecutor sequential("Sequential", ab::executor::Sequential{});
     ab::attention(in.q.view(), in.k.view(), in.v.view(), plain.view(), sequential);
-    ab::attention(in.q.view(), in.k.view(), in.v.view(), observed.view(), sequential, ab::mask::Causal{},
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), observed.view(), sequential, causal,
                   ab::observe(expected));
     for (Index threads = 1; threads <= 16; ++threads)
       for (const AnyExecutor& executor : executors_with(threads)) {
         table.begin(s.text() + ", " + executor.name + ", threads " + std::to_string(threads));
         ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), executor);
         table.expect(support::same_bits(out.view(), plain.view()), "output");
-        ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), executor, ab::mask::Causal{},
-                      ab::observe(evidence));
+        ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), executor, causal, ab::observe(evidence));
         table.expect(support::same_bits(out.view(), observed.view()), "observed output");
         table.expect(support::same_bits(evidence, expected), "evidence");
+      }
+  }
+  table.report();
+}
+
+TEST_CASE("1 to 16 threads of any executor give the same gradients", "[executor][backward]") {
+  support::Random random(53);
+  support::Table table;
+  const ab::mask::Causal causal{ab::mask::Align::top_left};
+  // Few heads of many chunks, whose gradients of keys are added up in order; many heads.
+  for (const support::Shape& s : {support::Shape{1, 2, 1, 400, 70, 8, 8}, {2, 9, 3, 130, 33, 8, 5}}) {
+    const support::Inputs<float> in(s, random);
+    const auto tensor = [](const support::Tensor<float>& like) {
+      const auto x = like.view();
+      return support::Tensor<float>(support::Layout::bhsd, x.batch, x.heads, x.length, x.dim);
+    };
+    support::Tensor<float> out(support::Layout::bhsd, s.batch, s.heads, s.queries, s.value_dim), dout = tensor(out);
+    dout.fill(random, support::Family::uniform);
+    ab::Evidence<float> evidence;
+    ab::attention(in.q.view(), in.k.view(), in.v.view(), out.view(), causal, ab::observe(evidence));
+    support::Tensor<float> dq = tensor(in.q), dk = tensor(in.k), dv = tensor(in.v), other_dq = tensor(in.q),
+                           other_dk = tensor(in.k), other_dv = tensor(in.v);
+    ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), evidence, dout.view(), dq.view(),
+                           dk.view(), dv.view(), causal, AnyExecutor("Sequential", ab::executor::Sequential{}));
+    for (Index threads = 1; threads <= 16; ++threads)
+      for (const AnyExecutor& executor : executors_with(threads)) {
+        table.begin(s.text() + ", " + executor.name + ", threads " + std::to_string(threads));
+        ab::attention_backward(in.q.view(), in.k.view(), in.v.view(), out.view(), evidence, dout.view(),
+                               other_dq.view(), other_dk.view(), other_dv.view(), causal, executor);
+        table.expect(support::same_bits(other_dq.view(), dq.view()), "dq");
+        table.expect(support::same_bits(other_dk.view(), dk.view()), "dk");
+        table.expect(support::same_bits(other_dv.view(), dv.view()), "dv");
       }
   }
   table.report();

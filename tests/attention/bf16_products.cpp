@@ -339,11 +339,6 @@ struct ReleasesTiles {
   }
 };
 
-/// Numbers that bf16 holds.
-void fill(std::vector<float>& x, support::Random& random) {
-  for (float& y : x) y = rounded(static_cast<float>(random.uniform(-1, 1)));
-}
-
 }  // namespace
 
 TEST_CASE("products in AMX leave no tile behind", "[attention][cache][bf16]") {
@@ -369,13 +364,26 @@ TEST_CASE("products in AMX leave no tile behind", "[attention][cache][bf16]") {
   CHECK(support::same_bits(evidence, other));
 }
 
+#endif
+
+#if defined(ATTENTION_BALANCER_BF16_PRODUCTS)
+
 namespace {
+
+/// Numbers that bf16 holds.
+void fill(std::vector<float>& x, support::Random& random) {
+  for (float& y : x) y = rounded(static_cast<float>(random.uniform(-1, 1)));
+}
+
+/// Has rows of a cache put where products expect them.
+using Load = void(const ab::KvView<ab::bf16>&, Index batch, Index kv_head, Index begin, Index end, float* to);
 
 /// One product against the sums of double: scores, what is added to the output, and nothing beside them written.
 template <int V>
-void check_products(support::Table& table, support::Random& random) {
+void check_products(support::Table& table, support::Random& random, const ab::detail::PairProducts<float>* of_packs,
+                    Load* load_keys, Load* load_values) {
   constexpr Index n = ab::simd::lanes<float>, width = V * n;
-  const ab::detail::PairProducts<float>& products = ab::detail::amx_products()[V - 1];
+  const ab::detail::PairProducts<float>& products = of_packs[V - 1];
   const ab::detail::PairLayout layout = products.layout;
   struct Case {
     Index first, count, dim;
@@ -410,13 +418,13 @@ void check_products(support::Table& table, support::Random& random) {
     std::vector<float> keys(size(layout.key_rows(tokens) * layout.key_stride(c.dim)), stays),
         values(size(layout.values_size(tokens, c.dim)) + 16, stays);
     const ab::KvView<ab::bf16> view = cache.view();
-    ab::detail::load_keys_for_amx(view, 0, 0, 0, tokens, keys.data());
+    load_keys(view, 0, 0, 0, tokens, keys.data());
     auto* const aligned = values.data() + (64 - reinterpret_cast<std::uintptr_t>(values.data()) % 64) % 64 / 4;
-    ab::detail::load_values_for_amx(view, 0, 0, 0, tokens, aligned);
+    load_values(view, 0, 0, 0, tokens, aligned);
 
     alignas(64) float top[width], shrink[width];
     std::fill_n(top, width, 0.5f), std::fill_n(shrink, width, 0.25f);
-    products.enter();
+    if (products.enter != nullptr) products.enter();
     products.load(queries, c.dim);
     const Index stride = layout.key_stride(c.dim);
     products.score(queries, {keys.data() + c.first * stride, stride}, c.count, c.dim, scores, top, {});
@@ -458,20 +466,30 @@ void check_products(support::Table& table, support::Random& random) {
         }
     }
     added.equal(static_cast<double>(output[layout.value_rows(c.dim) * width]), static_cast<double>(stays), -1);
-    products.leave();
+    if (products.leave != nullptr) products.leave();
   }
+}
+
+void check_products(const ab::detail::PairProducts<float>* of_packs, Load* load_keys, Load* load_values) {
+  support::Table table;
+  support::Random random(405);
+  check_products<1>(table, random, of_packs, load_keys, load_values);
+  check_products<2>(table, random, of_packs, load_keys, load_values);
+  check_products<3>(table, random, of_packs, load_keys, load_values);
+  table.report();
 }
 
 }  // namespace
 
+TEST_CASE("products of pairs in AVX-512 are those of double", "[attention][cache][bf16]") {
+  check_products(ab::detail::pair_products(), ab::detail::load_key_pairs, ab::detail::load_value_pairs);
+}
+
+#if defined(ATTENTION_BALANCER_AMX)
 TEST_CASE("products in AMX are those of double", "[attention][cache][bf16]") {
   if (ab::detail::amx_products() == nullptr) return;  // not on this machine
-  support::Table table;
-  support::Random random(405);
-  check_products<1>(table, random);
-  check_products<2>(table, random);
-  check_products<3>(table, random);
-  table.report();
+  check_products(ab::detail::amx_products(), ab::detail::load_keys_for_amx, ab::detail::load_values_for_amx);
 }
+#endif
 
 #endif

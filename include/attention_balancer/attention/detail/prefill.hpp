@@ -87,7 +87,7 @@ struct CacheRows {
     });
   }
 
-  /// `pairs`: for products of bf16, if the machine has them.
+  /// `pairs`: for products of bf16, if the machine has them and they are the faster ones.
   RowSource<T> source([[maybe_unused]] bool pairs) const noexcept {
     RowSource<T> source;
     source.cache = this;
@@ -99,11 +99,16 @@ struct CacheRows {
       if (pairs) {
 #if defined(ATTENTION_BALANCER_AMX)
         source.pairs = amx_products();
-        source.load = loading<&CacheRows::load_for_amx>;
-        if (source.pairs != nullptr) return source;
+        if (source.pairs != nullptr) {
+          source.load = loading<&CacheRows::load_for_amx>;
+          return source;
+        }
 #endif
+        // Golden Cove does a product of pairs in two cycles, in one two of floats.
+#if !defined(ATTENTION_BALANCER_GOLDEN_COVE)
         source.pairs = pair_products();
         source.load = loading<&CacheRows::load_pairs>;
+#endif
       }
     return source;
   }

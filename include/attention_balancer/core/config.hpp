@@ -13,8 +13,9 @@
 #error "attention_balancer reports what is wrong by exceptions: compile without -fno-exceptions"
 #endif
 
-// Everything whose machine code depends on -march lives in an inline namespace named after the ISA, so that two
-// translation units compiled for two machines can be linked into one program without sharing a function.
+// Everything whose machine code is made for an ISA lives in an inline namespace named after it, so that two translation
+// units compiled for two machines share no kernel. What else they share, such as members of std::vector, only CMake's
+// attention_balancer_add_kernels keeps apart.
 #if defined(ATTENTION_BALANCER_NO_SIMD)
 #define ATTENTION_BALANCER_ISA isa_scalar
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__) && \

@@ -46,7 +46,7 @@ TEMPLATE_TEST_CASE("the running softmax is the softmax", "[softmax]", float, dou
   using T = TestType;
   constexpr int width = Run<T>::width;
   const double eps = std::numeric_limits<T>::epsilon(), inf = HUGE_VAL;
-  const double tiny = 8 * static_cast<double>(std::numeric_limits<T>::min());
+  const double tiny = 8 * std::ldexp(1.0, ab::simd::least_weight_exponent<T>);
   support::Table table;
   support::Random random(131);
   // Rising, falling and mixed scores; with masked ones; none visible in the first blocks; none at all.

@@ -6,7 +6,7 @@
 //     e_i = eps * ((6 + D / 2) * A_i + 6 * M),
 // and with r_i = exp(2 e_i) - 1 + 16 eps, r = max r_i, the kernel promises
 //     output     |error| <= r_i * max |v|
-//     mass       |error| <= r * mass + (sum of u) * 8 * smallest normal number     (so does the sink mass)
+//     mass       |error| <= r * mass + (sum of u) * 8 * the least weight     (so does the sink mass)
 //     exposure   exact for weights 0 and 1, else 16 eps relatively
 //     lse        |error| <= e_i + eps * (4 + 2 |lse|)
 //     entropy    |error| <= (4 + 2 log(Nk + 1)) * (e_i + 4 eps)
@@ -116,7 +116,7 @@ void compare_evidence(Table& table, const ab::Evidence<T>& got, const ab::Eviden
   }
   const double largest = *std::max_element(errors.begin(), errors.end());
   const double r = std::expm1(2 * largest) + 16 * eps;
-  const double tiny = total * 8 * static_cast<double>(std::numeric_limits<T>::min());
+  const double tiny = total * 8 * std::ldexp(1.0, ab::simd::least_weight_exponent<T>);
   table.expect(got.batch() == s.batch && got.heads() == s.heads && got.queries() == s.queries && got.keys() == s.keys,
                "sizes of the evidence");
   table.expect(got.has_mass() == expected.has_mass(), "has_mass");

@@ -184,20 +184,22 @@ ATTENTION_BALANCER_INLINE S exp2(const S& x) noexcept {
   return simd::exp2_clamped(simd::clamp_exponent(x));
 }
 
-namespace detail {
-
-/// The least exponent of a weight of the softmax that is not 0 on processors that take a hundred cycles for each
-/// product that is subnormal, as those of smaller weights with values may be.
+#if defined(ATTENTION_BALANCER_GOLDEN_COVE)
+/// The exponent of the least weight of the softmax that is not 0. This processor takes a hundred cycles for each product
+/// that is subnormal, as those of smaller weights with values may be.
 template <Scalar T>
-inline constexpr int least_weight = sizeof(T) == 4 ? -110 : -1000;
+inline constexpr int least_weight_exponent = sizeof(T) == 4 ? -110 : -1000;
+#else
+/// The exponent of the least weight of the softmax that is not 0: that of the least normal number.
+template <Scalar T>
+inline constexpr int least_weight_exponent = std::numeric_limits<T>::min_exponent - 1;
+#endif
 
-}  // namespace detail
-
-/// exp2 for weights of the softmax: on such processors (Golden Cove) 0 below 2^-110 (float) or 2^-1000 (double).
+/// exp2 for weights of the softmax: 0 below the least of them.
 template <class S>
 ATTENTION_BALANCER_INLINE S exp2_of_weight(const S& x) noexcept {
 #if defined(ATTENTION_BALANCER_GOLDEN_COVE)
-  if constexpr (!Scalar<S>) return detail::exp2_by_scaling<S, detail::least_weight<scalar_of<S>>>(x);
+  if constexpr (!Scalar<S>) return detail::exp2_by_scaling<S, least_weight_exponent<scalar_of<S>>>(x);
 #endif
   return simd::exp2(x);
 }
@@ -209,7 +211,7 @@ ATTENTION_BALANCER_INLINE S add_exponent(const S& weight, const S& x, const S& s
   // By the comparison that exp2_of_weight makes: clamped, x would take one operation more.
   if constexpr (!Scalar<S>) {
     using T = scalar_of<S>;
-    const S least(static_cast<T>(detail::least_weight<T>));
+    const S least(static_cast<T>(least_weight_exponent<T>));
     if constexpr (sizeof(T) == 4)
       return S(_mm512_mask3_fmadd_ps(weight, x, sum, _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ)));
     else

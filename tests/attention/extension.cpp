@@ -19,8 +19,10 @@ struct EveryOther {
   }
 };
 
-/// Distance decay by the facade's functions, with the batch item and the head.
+/// Distance decay by the facade's functions, with the batch item and the head. Its bytes may be moved, not copied.
 struct Decay {
+  explicit Decay(double r) : rate(r) {}
+  Decay(Decay&&) = default;
   double rate;
   template <class S>
   S operator()(const S& score, const ab::Site<S>& site) const {

@@ -54,7 +54,8 @@ Index query_grain(const P& policy) noexcept {
 /// How a loop over scores holds a policy: a copy, if that is but its bytes. Of another the compiler does not know that
 /// storing scores leaves it as it is, and loads it again for each.
 template <class P>
-using InLoop = std::conditional_t<std::is_trivially_copyable_v<P> && sizeof(P) <= 128, const P, const P&>;
+using InLoop = std::conditional_t<std::is_trivially_copyable_v<P> && std::is_copy_constructible_v<P> && sizeof(P) <= 128,
+                                  const P, const P&>;
 
 /// The sites of V packs of queries at the first key of a block.
 template <Scalar T, int V>

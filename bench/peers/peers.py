@@ -214,8 +214,8 @@ class Runner:
             short = turn > 2 and spent > patience
             for name, run, _, _ in racing[turn % len(racing):] + racing[:turn % len(racing)]:
                 # The slow ones have shown by now that they are; when time is short, only what is near is compared.
-                behind = estimates[name] / min(estimates.values())
-                if turn > 0 and (behind > 4 and estimates[name] > 0.02 or short and behind > 1.6):
+                behind = estimates[name] / estimates["ours"]
+                if turn > 1 and (behind > 4 and estimates[name] > 0.02 or short and behind > 1.6):
                     continue
                 time.sleep(0.003)  # threads that wait for more work by spinning go to sleep
                 times[name].append(self.time(run, least, estimates[name]))

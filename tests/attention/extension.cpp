@@ -1,5 +1,8 @@
 // Users bring score modifiers, masks and executors of their own: function objects and generic lambdas.
 
+#include <atomic>
+#include <utility>
+
 #include "support/check.hpp"
 
 namespace {
@@ -51,6 +54,38 @@ struct LookUp {
   }
 };
 
+/// Counts its calls, which a copy of it would not, and cannot be copied.
+struct Counting {
+  mutable std::atomic<Index> calls{0};
+  template <class S>
+  S operator()(const S& score, const ab::Site<S>& site) const {
+    ++calls;
+    return score + site.key() * S(ab::simd::scalar_of<S>(0.01));
+  }
+};
+
+/// Can be made of anything.
+struct OfAnything {
+  float step = 0;
+  explicit OfAnything(float s) : step(s) {}
+  template <class X>
+  OfAnything(const X&) {}
+  template <class S>
+  S operator()(const S& score, const ab::Site<S>& site) const {
+    return score + S(static_cast<ab::simd::scalar_of<S>>(step)) * site.key();
+  }
+};
+
+/// Makes something else of the elements than what it derives from.
+template <class T>
+struct HalfBias : ab::score::Bias<T> {
+  using ab::score::Bias<T>::Bias;
+  template <class S>
+  S operator()(const S& score, const ab::Site<S>& site) const {
+    return (score + ab::score::Bias<T>::operator()(score, site)) * S(ab::simd::scalar_of<S>(0.5));
+  }
+};
+
 struct OneByOne {
   mutable Index calls = 0;
   template <class F>
@@ -75,6 +110,14 @@ TEMPLATE_TEST_CASE("policies of a user's own", "[attention][extension]", SCALARS
     support::check(table, "modifiers", s, in, Layout::bhsd, all, {0, 8}, Decay{3}, LookUp{&a, &b});
     support::check(table, "lambda", s, in, Layout::bhsd, all, {0, 8}, ab::score::Softcap{2},
                    [](const auto& score, const auto&) { return score + score; }, EveryOther{}, ab::mask::Causal{});
+    const Counting counting;
+    support::check(table, "counting", s, in, Layout::bhsd, all, {0, 8}, counting);
+    CHECK(counting.calls > 0);
+    support::check(table, "made of anything", s, in, Layout::bhsd, all, {0, 8}, OfAnything(0.02f));
+    std::vector<T> bias(static_cast<std::size_t>(s.queries * s.keys));
+    for (T& x : bias) x = static_cast<T>(random.uniform(-2, 2));
+    support::check(table, "half a bias", s, in, Layout::bhsd, all, {0, 8},
+                   HalfBias<T>(ab::bhsd(std::as_const(bias).data(), 1, 1, s.queries, s.keys)));
     CHECK_THROWS_AS(
         ab::attention(in.k.view(), in.k.view(), in.k.view(), ab::TensorView<T>(in.q.view()), LookUp{&a, &b}),
         ab::ShapeError);

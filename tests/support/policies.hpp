@@ -49,6 +49,7 @@ struct MaybeModifier {
     if constexpr (requires(const M& m) { m.prefers_key_lanes(); }) return modifier && modifier->prefers_key_lanes();
     return false;
   }
+  using looks_up_as = MaybeModifier;
   const auto& looked_up() const
     requires requires(const M& m) { m.looked_up(); }
   {

@@ -224,11 +224,12 @@ ATTENTION_BALANCER_BEGIN_ISA
 ///
 /// Accuracy, with eps the epsilon of T: a logit of query i is off by at most e_i = eps (6 + D / 2) A_i, A_i the largest
 /// |scale| sum_c |q_ic k_jc|, and by 6 eps of what modifiers and a sink add. With r_i = exp(2 e_i) - 1 + 16 eps outputs
-/// are off by at most r_i of the largest |v|, masses by the largest r_i of themselves, lse by e_i + eps (4 + 2 |lse|),
-/// entropy by (4 + 2 log(Nk + 1)) (e_i + 4 eps). Weights below 2^-110 (float) or 2^-1000 (double) of the largest of a
-/// query may count as 0. In numbers, for 300 to 1000 keys, D 32 to 128 and scores as large as 1: outputs 16 eps of
-/// sum_j p_ij |v_j|, masses 32 eps of themselves, lse 16 eps of the larger of |lse| and 1, entropy 128 eps; as large as
-/// 10: 128, 128, 32 and 128 eps; 30: 512, 512, 16 and 512 eps; 10^4: 1000, 1000, 16 and 1000 eps.
+/// are off by at most r_i of the largest |v|, masses by the largest r_i of themselves and by 8 Nq w, lse by
+/// e_i + eps (4 + 2 |lse|), entropy by (4 + 2 log(Nk + 1)) (e_i + 4 eps). w is 2^-110 in float and 2^-1000 in double:
+/// weights below it, of the largest of their query, may count as 0. In numbers, for 300 to 1000 keys, D 32 to 128 and
+/// scores as large as 1: outputs 16 eps of sum_j p_ij |v_j|, masses 32 eps of themselves, lse 16 eps of the larger of
+/// |lse| and 1, entropy 128 eps; as large as 10: 128, 128, 32 and 128 eps; 30: 512, 512, 16 and 512 eps; 10^4: 1000,
+/// 1000, 16 and 1000 eps.
 /// eps is 1.2e-7 in float, 2.2e-16 in double.
 ///
 /// Throws ShapeError (sizes, strides, null data, an output that overlaps an input, lengths past the end), InputError

@@ -16,7 +16,8 @@
 
 #if __has_include(<unistd.h>)
 #include <unistd.h>
-#else
+#endif
+#if !defined(_SC_NPROCESSORS_ONLN)
 #include <thread>
 #endif
 
@@ -45,7 +46,7 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// How many threads the machine runs at once; at least 1. Asked of the system: <thread> takes longer to compile than all
 /// of this header.
 [[nodiscard]] inline long processors() noexcept {
-#if __has_include(<unistd.h>)
+#if defined(_SC_NPROCESSORS_ONLN)
   const long online = sysconf(_SC_NPROCESSORS_ONLN);
 #else
   const long online = static_cast<long>(std::thread::hardware_concurrency());

@@ -179,6 +179,7 @@ class Bias {
   ATTENTION_BALANCER_INLINE S operator()(const S& score, const Site<S>& site) const {
     return bend(score, site.at(view_));
   }
+  using looks_up_as = Bias;
   /// What the score becomes, of the element of the view that belongs to it.
   template <class S>
   ATTENTION_BALANCER_INLINE S bend(const S& score, const S& element) const {

@@ -24,9 +24,11 @@ concept ChoosesLanes = requires(const P& p) {
 };
 
 /// A modifier that chooses lanes for the sake of one element of a view of T for each score: looked_up() is the view,
-/// and bend(S score, S element) what the modifier returns.
+/// and bend(S score, S element) what the modifier returns. It says so of itself, by looks_up_as: a class that derives
+/// from it may compute something else.
 template <class M, class T>
 concept LooksUp = ChoosesLanes<M> && requires(const M& m, const simd::Pack<T>& x) {
+  requires std::is_same_v<typename M::looks_up_as, M>;
   { m.looked_up() } -> std::convertible_to<TensorView<const T>>;
   { m.bend(x, x) } -> std::convertible_to<simd::Pack<T>>;
 };
@@ -54,7 +56,8 @@ Index query_grain(const P& policy) noexcept {
 /// How a loop over scores holds a policy: a copy, if that is but its bytes. Of another the compiler does not know that
 /// storing scores leaves it as it is, and loads it again for each.
 template <class P>
-using InLoop = std::conditional_t<std::is_trivially_copyable_v<P> && std::is_copy_constructible_v<P> && sizeof(P) <= 128,
+using InLoop = std::conditional_t<std::is_trivially_copyable_v<P> && std::is_trivially_copy_constructible_v<P> &&
+                                      sizeof(P) <= 128,
                                   const P, const P&>;
 
 /// The sites of V packs of queries at the first key of a block.
@@ -88,13 +91,19 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     return score;
   }
 
-  /// The same policies as a loop over scores holds them.
+  /// The same policies as a loop over scores holds them. Made one by one: of tuples, one policy that can be made of
+  /// anything would be made of the tuple.
   struct Copies {
     std::tuple<InLoop<Modifiers>...> modifiers;
     std::tuple<InLoop<Masks>...> masks;
 
-    ATTENTION_BALANCER_INLINE explicit Copies(const Policies& x) noexcept : modifiers(x.modifiers), masks(x.masks) {}
-    ATTENTION_BALANCER_INLINE Policies policies() const noexcept { return {modifiers, masks}; }
+    ATTENTION_BALANCER_INLINE explicit Copies(const Policies& x) noexcept
+        : modifiers(std::apply([](const auto&... m) { return std::tuple<InLoop<Modifiers>...>(m...); }, x.modifiers)),
+          masks(std::apply([](const auto&... m) { return std::tuple<InLoop<Masks>...>(m...); }, x.masks)) {}
+    ATTENTION_BALANCER_INLINE Policies policies() const noexcept {
+      return {std::apply([](const auto&... m) { return std::tuple<const Modifiers&...>(m...); }, modifiers),
+              std::apply([](const auto&... m) { return std::tuple<const Masks&...>(m...); }, masks)};
+    }
   };
 
   /// Intersection of the masks at a site; only where there are any.

@@ -327,7 +327,8 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
       const auto bend = std::apply(
           [&](const auto&... m) { return std::tuple<OnTile<Modifiers>...>(OnTile<Modifiers>(m, site, more)...); },
           policies.modifiers);
-      ATTENTION_BALANCER_UNROLL
+      // Not unrolled: of many policies there would be too many instructions, and elements are loaded as fast.
+      ATTENTION_BALANCER_NO_UNROLL
       for (int k = 0; k < n; ++k, scores += row) {
         site.move_to_key(key + k);
         S score = simd::load_aligned<S>(scores);

@@ -1,7 +1,7 @@
 // How fast is attention against the FMA peak of one core, what does the evidence add, and what does a causal mask save?
 //
 // `of_peak` is the share of the peak measured in the same run, `limit` what the model allows: products, exponentials,
-// and with the evidence a strip of weights that is written and read (see support/limit.hpp). `x_forward` is the time
+// and with the evidence a strip of weights that is read once more (see support/limit.hpp). `x_forward` is the time
 // relative to plain forward of the same shape, run in turn with it. Floating point operations are counted as 4 N^2 D;
 // for causal, as the visible half.
 #include <benchmark/benchmark.h>

@@ -104,7 +104,7 @@ struct CacheRows {
           return source;
         }
 #endif
-        // Golden Cove does a product of pairs in two cycles, in one two of floats.
+        // A product of pairs takes Golden Cove two cycles, and two of floats one.
 #if !defined(ATTENTION_BALANCER_GOLDEN_COVE)
         source.pairs = pair_products();
         source.load = loading<&CacheRows::load_pairs>;

@@ -88,16 +88,15 @@ void add(const char* name, Policy policy, Last last, std::function<double(const 
     } catch (const std::exception& error) {
       return state.SkipWithError(error.what());
     }
-    const auto [time, of_forward] =
-        bench::run_paired(state, work, [&] { ab::attention(x.q, x.k, x.v, x.out, x.workspace); });
+    const auto time = bench::run_paired<T>(state, work, [&] { ab::attention(x.q, x.k, x.v, x.out, x.workspace); });
     const double all = static_cast<double>(x.length) * static_cast<double>(x.length);
     const double pairs = visible_pairs ? visible_pairs(x) : all;
     bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time,
                                added ? added(x) : bench::Limit());
-    state.counters["x_forward"] = time / of_forward;
+    state.counters["x_forward"] = time.work / time.other;
     if (visible_pairs) {
-      state.counters["per_pair"] = (time / pairs) / (of_forward / all);
-      state.counters["per_tile"] = (time / visible_in_tiles<T>(policy(x), x.length)) / (of_forward / all);
+      state.counters["per_pair"] = (time.work / pairs) / (time.other / all);
+      state.counters["per_tile"] = (time.work / visible_in_tiles<T>(policy(x), x.length)) / (time.other / all);
     }
   };
   benchmark::RegisterBenchmark((std::string(name) + (sizeof(T) == 4 ? "<float>" : "<double>")).c_str(), run)

@@ -67,7 +67,7 @@ void prefill(benchmark::State& state) {
     bench::Limit limit;
     if (way != Way::products)
       limit.conversions = 2.0 * static_cast<double>(heads * keys * dim) * bench::conversion_seconds<Stored>();
-    bench::report_attention<float>(state, 4 * scores * static_cast<double>(dim), scores, time.work, limit);
+    bench::report_attention<float>(state, 4 * scores * static_cast<double>(dim), scores, time, limit);
     state.counters["x_float"] = time.other / time.work;
   } catch (const std::exception& error) {
     state.SkipWithError(error.what());

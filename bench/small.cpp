@@ -32,15 +32,15 @@ void small(benchmark::State& state) {
   } catch (const std::exception& error) {
     return state.SkipWithError(error.what());
   }
-  const auto [time, of_one] =
-      bench::run_paired(state, all_heads, [&] { ab::attention(one[0], one[1], one[2], one[3], workspace); });
+  const auto time =
+      bench::run_paired<T>(state, all_heads, [&] { ab::attention(one[0], one[1], one[2], one[3], workspace); });
   const double pairs = static_cast<double>(heads) * static_cast<double>(length) * static_cast<double>(length);
   std::vector<bench::Reads::Piece> tensors;
   for (const std::vector<T>& tensor : numbers) tensors.push_back({tensor.data(), tensor.size() * sizeof(T)});
   bench::Limit limit;
   limit.memory = bench::read_seconds(tensors, 1, 9);
   bench::report_attention<T>(state, 4 * pairs * static_cast<double>(dim), pairs, time, limit);
-  state.counters["one_head"] = of_one * static_cast<double>(heads) / time;
+  state.counters["one_head"] = time.other * static_cast<double>(heads) / time.work;
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "attention_balancer/attention.hpp"
-#include "support/fma_peak.hpp"
+#include "support/paired.hpp"
 #include "support/read_bandwidth.hpp"
 
 namespace bench {
@@ -158,12 +158,13 @@ double strip_seconds(double pairs, ab::Index keys) {
   return pairs * size * buffer_seconds(size * static_cast<double>(keys * ab::detail::block_width<T>)).read;
 }
 
-/// Writes GFLOP/s; the share of the peak measured just now, and the same beside what the core did at the clock that the
-/// work left it with; the share that the model allows for so many operations and exponentials and for what `limit` has
-/// beside these; and its terms.
+/// Of work on T: writes GFLOP/s; the share of the peak, and the same beside what the core did at the clock that the work
+/// left it with; the share that the model allows for so many operations and exponentials and for what `limit` has beside
+/// these; and its terms.
 template <class T>
-void report_attention(benchmark::State& state, double flops, double scores, double time, Limit limit = {}) {
-  limit.products = flops / fma_peak<T>();
+void report_attention(benchmark::State& state, double flops, double scores, const Paired& measured, Limit limit = {}) {
+  const double time = measured.work;
+  limit.products = flops / measured.peak;
   limit.exponentials = scores * exponential_seconds<T>();
   state.counters["GFLOP/s"] = flops / time / 1e9;
   state.counters["of_peak"] = limit.products / time;

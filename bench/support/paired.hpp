@@ -18,23 +18,25 @@ double seconds(F&& f) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Runs `work` and `other` in turn. Returns the medians of their seconds; the benchmark's own time is that of `work`.
-/// The counter `clock` is what multiply-adds on registers reach right after it, as a share of what they do alone: below
-/// 1 where work that loads and stores as well makes the core slower, as on Intel's servers.
-struct PairedSeconds {
-  double work, other;
+/// Runs `work` and `other` in turn; the benchmark's own time is that of `work`. The counter `clock` is what multiply-adds
+/// of T on registers reach right after it, as a share of what they do alone: below 1 where work that loads and stores as
+/// well makes the core slower, as on Intel's servers.
+struct Paired {
+  double work, other;  ///< medians of their seconds
+  double peak;         ///< multiply-adds of T alone, in operations per second
 };
-template <class Work, class Other>
-PairedSeconds run_paired(benchmark::State& state, Work work, Other other) {
+template <class T = float, class Work, class Other>
+Paired run_paired(benchmark::State& state, Work work, Other other) {
   std::vector<double> of_work, of_other, rates;
   for (auto _ : state) {
     of_other.push_back(seconds(other));
     of_work.push_back(seconds(work));
-    rates.push_back(fma_rate<float>());
+    rates.push_back(fma_rate<T>());
     state.SetIterationTime(of_work.back());
   }
-  state.counters["clock"] = median(rates) / fma_peak<float>();
-  return {median(of_work), median(of_other)};
+  const double peak = fma_peak<T>();
+  state.counters["clock"] = median(rates) / peak;
+  return {median(of_work), median(of_other), peak};
 }
 
 }  // namespace bench

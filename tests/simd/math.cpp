@@ -41,8 +41,8 @@ void check_exp2(support::Table& table, const std::string& name) {
       const double range = n % 3 == 0 ? (single ? 130 : 1030) : n % 3 == 1 ? 4 : 40;
       const T x = static_cast<T>(n % 17 == 0 ? random.uniform(0, 119.9) : -range * random.unit());
       const double got = exp2_of<S>(x);
-      const double expected = single ? std::exp2(static_cast<double>(x))
-                                     : static_cast<double>(std::exp2(static_cast<long double>(x)));
+      const double expected =
+          single ? std::exp2(static_cast<double>(x)) : static_cast<double>(std::exp2(static_cast<long double>(x)));
       if (x >= lowest)
         normal.compare(got, expected, bound * expected, n);
       else
@@ -80,6 +80,12 @@ void check_weights(support::Table& table, const std::string& name) {
   weight.equal(first(simd::exp2_of_weight(S(std::numeric_limits<T>::quiet_NaN()))), std::nan(""), -3);
 }
 
+/// x as a number of some last places of 1.
+template <class T>
+T tiny_of(double x) {
+  return static_cast<T>(std::nearbyint(x)) * std::numeric_limits<T>::epsilon();
+}
+
 template <class S>
 void check_functions(support::Table& table, const std::string& name) {
   using T = simd::scalar_of<S>;
@@ -91,9 +97,11 @@ void check_functions(support::Table& table, const std::string& name) {
     const T x = static_cast<T>(random.uniform(-30, 30)), y = static_cast<T>(random.normal() * 0.7);
     const double dx = static_cast<double>(x), dy = static_cast<double>(y);
     exp.compare(first(simd::exp(S(x))), std::exp(dx), 4 * eps * std::exp(dx), n);
-    const T positive = static_cast<T>(std::exp(dx));
-    log.compare(first(simd::log(S(positive))), std::log(static_cast<double>(positive)),
-                4 * eps * std::max(1.0, std::fabs(dx)), n);
+    const T positive = static_cast<T>(std::exp(dx)), around_one = T(1) + static_cast<T>(dx / 60);
+    for (const T z : {positive, around_one, T(1) + tiny_of<T>(dx), positive * std::numeric_limits<T>::min()}) {
+      const double right = static_cast<double>(std::log(static_cast<long double>(z)));
+      log.compare(first(simd::log(S(z))), right, 2 * eps * std::fabs(right), n);
+    }
     tanh.compare(first(simd::tanh(S(y))), std::tanh(dy), 4 * eps * std::fabs(std::tanh(dy)), n);
     abs.equal(first(simd::abs(S(x))), std::fabs(dx), n);
     const T wide = static_cast<T>(random.uniform(-1, 1) * (sizeof(T) == 4 ? 87 : 708)), tiny = y * T(1e-10);
@@ -123,6 +131,9 @@ void check_functions(support::Table& table, const std::string& name) {
   log.equal(first(simd::log(S(T(1)))), 0, -2);
   log.equal(first(simd::log(S(nan))), std::nan(""), -3);
   log.equal(first(simd::log(S(infinity))), inf, -4);
+  log.equal(first(simd::log(S(-T(0)))), -inf, -5);
+  log.equal(first(simd::log(S(T(-1)))), std::nan(""), -6);
+  log.equal(first(simd::log(S(-infinity))), std::nan(""), -7);
   tanh.equal(first(simd::tanh(S(infinity))), 1, -1);
   tanh.equal(first(simd::tanh(S(-infinity))), -1, -2);
   tanh.equal(first(simd::tanh(S(nan))), std::nan(""), -3);

@@ -1,19 +1,9 @@
 #pragma once
 // Whether this machine runs what was compiled.
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
+#include "attention_balancer/core/cpu.hpp"
 
 namespace support {
-
-#if defined(__x86_64__)
-/// What clang 14 has no name for. Source: Intel SDM, volume 2, CPUID, leaf 7.
-inline bool cpu_has_fp16() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & 1u << 23) != 0;
-}
-#endif
 
 /// The name of an instruction set that this file was compiled for and that this machine lacks, or nullptr.
 inline const char* missing_isa() {
@@ -41,7 +31,9 @@ inline const char* missing_isa() {
   if (!__builtin_cpu_supports("avx512bf16")) return "AVX512_BF16";
 #endif
 #if defined(__AVX512FP16__)
-  if (!cpu_has_fp16()) return "AVX512_FP16";
+  // What clang 14 has no name for: bit 23 of leaf 7.
+  if (!attention_balancer::detail::has_bits(attention_balancer::detail::CpuLeaf(7).edx, 1u << 23))
+    return "AVX512_FP16";
 #endif
 #if defined(__AVX2__)
   if (!__builtin_cpu_supports("avx2")) return "AVX2";

@@ -28,8 +28,7 @@ double pull_back(const Set& set, double before, double gradient, const Site<doub
     const double after = modifier(before, site);
     gradient = pull_back<I + 1>(set, after, gradient, site, i, j);
     if constexpr (requires { modifier.target(); }) {
-      const auto& x = modifier.target();
-      x(x.batch == 1 ? 0 : site.batch, x.heads == 1 ? 0 : site.head, x.length == 1 ? 0 : i, x.dim == 1 ? 0 : j) +=
+      broadcast_plane(modifier.target(), site.batch, site.head)(i, j) +=
           modifier.parameter_gradient(before, gradient, site);
     }
     return modifier.pullback(before, gradient, site);
@@ -41,7 +40,7 @@ template <PolicyKind Kind, class... P>
 double evidence_gradient(Index b, Index h, Index i, const P&... policies) {
   if constexpr (count_of<Kind, double, const P...> != 0) {
     const auto& x = find_policy<Kind, double>(policies...).view();
-    return static_cast<double>(x(x.batch == 1 ? 0 : b, x.heads == 1 ? 0 : h, 0, i));
+    return static_cast<double>(broadcast_plane(x, b, h)(0, i));
   } else {
     return 0;
   }
@@ -110,9 +109,7 @@ void add_gradients(const Problem& problem, Index first_batch, const TensorView<Q
       [[maybe_unused]] auto add_to_scale = [&](const auto& policy) {
         using Policy = std::remove_cvref_t<decltype(policy)>;
         if constexpr (kind_of<double, Policy> == PolicyKind::scale && requires { policy.target(); }) {
-          const auto& x = policy.target();
-          x(x.batch == 1 ? 0 : item, x.heads == 1 ? 0 : h, 0, 0) +=
-              ds * dot * (scale / static_cast<double>(policy.factor));
+          broadcast_plane(policy.target(), item, h)(0, 0) += ds * dot * (scale / static_cast<double>(policy.factor));
         }
       };
       (add_to_scale(policies), ...);
@@ -120,8 +117,7 @@ void add_gradients(const Problem& problem, Index first_batch, const TensorView<Q
     [[maybe_unused]] auto add_to_sink = [&](const auto& policy) {
       using Policy = std::remove_cvref_t<decltype(policy)>;
       if constexpr (kind_of<double, Policy> == PolicyKind::sink && requires { policy.target(); }) {
-        const auto& x = policy.target();
-        x(x.batch == 1 ? 0 : item, x.heads == 1 ? 0 : h, 0, 0) += row.p_sink * (dp_sink - delta);
+        broadcast_plane(policy.target(), item, h)(0, 0) += row.p_sink * (dp_sink - delta);
       }
     };
     (add_to_sink(policies), ...);

@@ -32,12 +32,28 @@ struct NamedIsa {
   std::string_view name;
   Isa isa;
 };
-inline constexpr NamedIsa named_isas[] = {{"scalar", Isa::scalar},
-                                          {"sse2", Isa::sse2},
-                                          {"avx2", Isa::avx2},
-                                          {"avx512", Isa::avx512},
-                                          {"avx512bf16", Isa::avx512bf16},
-                                          {"neon64", Isa::neon64}};
+inline constexpr NamedIsa named_isas[] = {
+    {"scalar", Isa::scalar},         {"sse2", Isa::sse2},    {"avx2", Isa::avx2}, {"avx512", Isa::avx512},
+    {"avx512bf16", Isa::avx512bf16}, {"neon64", Isa::neon64}};
+
+#if defined(__x86_64__) || defined(__i386__)
+
+ATTENTION_BALANCER_BEGIN_ISA
+
+/// What the processor says of itself in a leaf of CPUID; all 0 if it has no such leaf. Source: Intel SDM, volume 2.
+struct CpuLeaf {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+
+  explicit CpuLeaf(unsigned leaf, unsigned part = 0) noexcept {
+    if (!__get_cpuid_count(leaf, part, &eax, &ebx, &ecx, &edx)) eax = ebx = ecx = edx = 0;
+  }
+};
+
+constexpr bool has_bits(unsigned x, unsigned bits) noexcept { return (x & bits) == bits; }
+
+ATTENTION_BALANCER_END_ISA
+
+#endif
 
 }  // namespace detail
 
@@ -65,23 +81,20 @@ ATTENTION_BALANCER_BEGIN_ISA
     case Isa::sse2: return __builtin_cpu_supports("sse2") != 0;
     case Isa::avx2: {
       // What clang 14 has no name for: F16C, MOVBE and LZCNT, which virtual machines can hide.
-      unsigned eax = 0, ebx = 0, ecx = 0, edx = 0, extended = 0;
-      if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
-      if (!__get_cpuid(0x80000001u, &eax, &ebx, &extended, &edx)) return false;
       constexpr unsigned f16c_and_movbe = 1u << 29 | 1u << 22, lzcnt = 1u << 5;
-      return (ecx & f16c_and_movbe) == f16c_and_movbe && (extended & lzcnt) == lzcnt &&
-             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+      return detail::has_bits(detail::CpuLeaf(1).ecx, f16c_and_movbe) &&
+             detail::has_bits(detail::CpuLeaf(0x80000001u).ecx, lzcnt) && __builtin_cpu_supports("avx2") &&
+             __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+             __builtin_cpu_supports("popcnt");
     }
     case Isa::avx512:
       return cpu_runs(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
     case Isa::avx512bf16: {
-      unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
       constexpr unsigned avx512_bf16 = 1u << 5;
       return cpu_runs(Isa::avx512) && __builtin_cpu_supports("avx512vnni") &&
-             __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avx512_bf16) != 0;
+             detail::has_bits(detail::CpuLeaf(7, 1).eax, avx512_bf16);
     }
     case Isa::neon64: return false;
   }
@@ -101,15 +114,15 @@ ATTENTION_BALANCER_BEGIN_ISA
 /// applications".
 [[nodiscard]] inline bool may_use_amx() noexcept {
   static const bool may = [] {
-    if (const char* wanted = std::getenv("ATTENTION_BALANCER_AMX"); wanted != nullptr && *wanted == '0') return false;
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    constexpr unsigned osxsave = 1u << 27, amx_bf16_and_tile = 1u << 22 | 1u << 24, tile_state = 1u << 17 | 1u << 18;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & osxsave) == 0) return false;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-    if ((edx & amx_bf16_and_tile) != amx_bf16_and_tile) return false;
+    if (const char* wanted = std::getenv("ATTENTION_BALANCER_AMX"); wanted != nullptr && *wanted == '0')
+      return false;
+    constexpr unsigned osxsave = 1u << 27, amx_bf16_and_tile = 1u << 22 | 1u << 24,
+                       tile_state = 1u << 17 | 1u << 18;
+    if (!detail::has_bits(detail::CpuLeaf(1).ecx, osxsave)) return false;
+    if (!detail::has_bits(detail::CpuLeaf(7).edx, amx_bf16_and_tile)) return false;
     unsigned enabled = 0, upper = 0;
     asm volatile("xgetbv" : "=a"(enabled), "=d"(upper) : "c"(0));
-    if ((enabled & tile_state) != tile_state) return false;
+    if (!detail::has_bits(enabled, tile_state)) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
   }();

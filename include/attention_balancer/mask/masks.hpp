@@ -46,18 +46,17 @@ inline bool all_equal(const unsigned char* x, Index count, bool value) noexcept 
   return true;
 }
 
-/// Classifies the elements [i0, i1) x [j0, j1) of one head's plane of booleans.
-inline Coverage scan(const unsigned char* plane, Index row, Index column, Index i0, Index i1, Index j0,
-                     Index j1) noexcept {
-  if (row == 0) i1 = i0 + 1;  // one row or one column serves all
-  if (column == 0) j1 = j0 + 1;
-  const bool first = plane[i0 * row + j0 * column] != 0;
+/// Classifies the elements [i0, i1) x [j0, j1) of one head's booleans.
+inline Coverage scan(const attention_balancer::detail::Plane<const unsigned char>& plane, Index i0, Index i1, Index j0, Index j1) noexcept {
+  if (plane.row == 0) i1 = i0 + 1;  // one row or one column serves all
+  if (plane.column == 0) j1 = j0 + 1;
+  const bool first = plane(i0, j0) != 0;
   for (Index i = i0; i < i1; ++i) {
-    if (column == 1) {
-      if (!all_equal(plane + i * row + j0, j1 - j0, first)) return Coverage::partial;
+    if (plane.column == 1) {
+      if (!all_equal(&plane(i, j0), j1 - j0, first)) return Coverage::partial;
     } else {
       for (Index j = j0; j < j1; ++j)
-        if ((plane[i * row + j * column] != 0) != first) return Coverage::partial;
+        if ((plane(i, j) != 0) != first) return Coverage::partial;
     }
   }
   return first ? Coverage::full : Coverage::skip;
@@ -175,10 +174,7 @@ class Boolean {
   }
   bool prefers_key_lanes() const noexcept { return detail::lies_along_keys(view_); }
   Coverage classify(const Rect& r) const noexcept {
-    const Index row = view_.length == 1 ? 0 : view_.length_stride, column = view_.dim == 1 ? 0 : view_.dim_stride;
-    const unsigned char* plane = view_.data + (view_.batch == 1 ? 0 : r.batch) * view_.batch_stride +
-                                 (view_.heads == 1 ? 0 : r.head) * view_.head_stride;
-    return detail::scan(plane, row, column, r.query_begin, r.query_end, r.key_begin, r.key_end);
+    return detail::scan(attention_balancer::detail::broadcast_plane(view_, r.batch, r.head), r.query_begin, r.query_end, r.key_begin, r.key_end);
   }
   template <class S>
   ATTENTION_BALANCER_INLINE auto visible(const Site<S>& site) const {
@@ -217,24 +213,20 @@ class Blocks {
   }
   Index query_grain() const noexcept { return query_block_; }
   Coverage classify(const Rect& r) const noexcept {
-    return detail::scan(plane(r.batch, r.head), view_.length_stride, view_.dim_stride, r.query_begin / query_block_,
+    return detail::scan(attention_balancer::detail::broadcast_plane(view_, r.batch, r.head), r.query_begin / query_block_,
                         (r.query_end - 1) / query_block_ + 1, r.key_begin / key_block_,
                         (r.key_end - 1) / key_block_ + 1);
   }
   template <class S>
   ATTENTION_BALANCER_INLINE auto visible(const Site<S>& site) const {
-    const unsigned char* of_head = plane(site.batch, site.head);
+    const auto blocks_of_head = attention_balancer::detail::broadcast_plane(view_, site.batch, site.head);
     return site.gather([&](Index i, Index j) {
-      return of_head[i / query_block_ * view_.length_stride + j / key_block_ * view_.dim_stride] != 0 ? 1 : 0;
+      return blocks_of_head(i / query_block_, j / key_block_) != 0 ? 1 : 0;
     }) != S(simd::scalar_of<S>(0));
   }
 
  private:
   static Index blocks(Index n, Index block) noexcept { return n / block + (n % block != 0 ? 1 : 0); }
-  const unsigned char* plane(Index batch, Index head) const noexcept {
-    return view_.data + (view_.batch == 1 ? 0 : batch) * view_.batch_stride +
-           (view_.heads == 1 ? 0 : head) * view_.head_stride;
-  }
 
   TensorView<const unsigned char> view_;
   Index query_block_, key_block_;

@@ -43,21 +43,13 @@ class Site {
     return simd::generate<S>([&](int lane) { return static_cast<scalar>(f(query_at(lane), key_at(lane))); });
   }
 
-  /// Where the element of a view [batch, heads, queries, keys] lies that belongs to the first lane; an axis of size 1
-  /// serves all.
-  template <class T>
-  const T* first(const TensorView<T>& view) const noexcept {
-    const Index b = view.batch == 1 ? 0 : batch, h = view.heads == 1 ? 0 : head;
-    const T* base = view.data + b * view.batch_stride + h * view.head_stride;
-    return base + first_query_ * by_query(view) + first_key_ * by_key(view);
-  }
-
-  /// The element that belongs here.
+  /// The element of a view [batch, heads, queries, keys] that belongs here; an axis of size 1 serves all.
   template <class T>
   S at(const TensorView<T>& view) const {
-    const T* const first = this->first(view);
+    const detail::Plane<T> plane = detail::broadcast_plane(view, batch, head);
+    const T* const first = &plane(first_query_, first_key_);
     if constexpr (lanes > 1) {
-      const Index lane_stride = query_step_ != 0 ? by_query(view) : by_key(view);
+      const Index lane_stride = query_step_ != 0 ? plane.row : plane.column;
       if (lane_stride == 0) return S(static_cast<scalar>(*first));
       const Index room = (query_step_ != 0 ? queries - first_query_ : keys - first_key_) - 1;
       if (query_step_ == 0) simd::prefetch(first + 128);  // the next block of keys; the hardware loses so many rows
@@ -109,15 +101,6 @@ class Site {
   }
 
  private:
-  template <class T>
-  static Index by_query(const TensorView<T>& view) noexcept {
-    return view.length == 1 ? 0 : view.length_stride;
-  }
-  template <class T>
-  static Index by_key(const TensorView<T>& view) noexcept {
-    return view.dim == 1 ? 0 : view.dim_stride;
-  }
-
   Site(Index b, Index h, Index nq, Index nk) noexcept : batch(b), head(h), queries(nq), keys(nk) {}
 
   /// first, first + 1, ... over the lanes; a lane past the last of `count` stands at the last one.

@@ -1,5 +1,5 @@
 #pragma once
-// The exponential of the softmax, and exp and tanh for score modifiers, each to a stated accuracy.
+// The exponential of the softmax, and exp, log and tanh for score modifiers, each to a stated accuracy.
 
 #include <limits>
 
@@ -223,6 +223,16 @@ ATTENTION_BALANCER_INLINE S add_exponent(const S& weight, const S& x, const S& s
 
 #if !defined(ATTENTION_BALANCER_NO_SIMD)
 
+namespace detail {
+
+/// ln 2 in two parts, the first so short that it can be multiplied exactly with the exponent of a number.
+template <Scalar T>
+inline constexpr T ln_2_high = sizeof(T) == 4 ? T(0.693145751953125) : T(0.693147180369123816490);
+template <Scalar T>
+inline constexpr T ln_2_low = sizeof(T) == 4 ? T(1.42860682030941723e-6) : T(1.90821492927058770002e-10);
+
+}  // namespace detail
+
 /// e^x, any x. Relative error at most 4 epsilon where the result is normal, at most the least normal number
 /// absolutely below that; infinity past the largest number, not a number stays so.
 template <class S>
@@ -230,9 +240,7 @@ requires(!Scalar<S>) ATTENTION_BALANCER_INLINE S exp(const S& x)
 noexcept {
   using T = scalar_of<S>;
   constexpr bool single = sizeof(T) == 4;
-  // ln 2 in two parts, the first so short that n times it is exact.
-  constexpr T high = single ? T(0.693145751953125) : T(0.693147180369123816490);
-  constexpr T low = single ? T(1.42860682030941723e-6) : T(1.90821492927058770002e-10);
+  constexpr T high = detail::ln_2_high<T>, low = detail::ln_2_low<T>;
   // At most 89 or 710, which overflow; the second operand of max survives where either is not a number.
   const S bounded = S(T(0)) - simd::max(S(T(single ? -89 : -710)), S(T(0)) - x);
   const S scaled = simd::clamp_exponent(bounded * S(T(log2_e)));
@@ -244,6 +252,70 @@ noexcept {
   const S first = half.power(), second = detail::PowerOfTwo<S>(n - half.integral()).power();
   const S power = simd::fma(detail::exp2_slope(f), f, S(T(1)));
   return simd::select(scaled > S(T(single ? -127 : -1023)), power * first * second, scaled - scaled);
+}
+
+namespace detail {
+
+/// x = significand * 2^exponent with 3/4 <= significand < 3/2, for x > 0. Of 0 and infinity the significand is 1 and the
+/// exponent infinite; of what is negative or not a number the significand is not a number.
+template <class S>
+ATTENTION_BALANCER_INLINE Fields<S> normalized(const S& x) noexcept {
+  using T = scalar_of<S>;
+  const S one(T(1));
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 64) {
+    // getexp tells the exponent of a significand in [1, 2).
+    if constexpr (sizeof(T) == 4) {
+      const S significand(_mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
+      const S exponent(_mm512_getexp_ps(x));
+      return {simd::select(significand < one, exponent + one, exponent), significand};
+    } else {
+      const S significand(_mm512_getmant_pd(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
+      const S exponent(_mm512_getexp_pd(x));
+      return {simd::select(significand < one, exponent + one, exponent), significand};
+    }
+  }
+#endif
+  constexpr bool single = sizeof(T) == 4;
+  const S zero(T(0)), infinite(std::numeric_limits<T>::infinity()), none(std::numeric_limits<T>::quiet_NaN());
+  const S least(std::numeric_limits<T>::min()), raise(single ? T(16777216) : T(18014398509481984.0));  // 2^24, 2^54
+  const simd::mask_of<S> subnormal = x < least;
+  const Fields<S> fields = fields_of(simd::select(subnormal, x * raise, x));
+  const simd::mask_of<S> large = fields.significand >= S(T(1.5));
+  const S bias = simd::select(subnormal, S(T(single ? 127 + 24 : 1023 + 54)), S(T(single ? 127 : 1023)));
+  const S exponent = fields.exponent - bias + simd::select(large, one, zero);
+  const S significand = simd::select(large, fields.significand * S(T(0.5)), fields.significand);
+  const simd::mask_of<S> end = (x == zero) | (x == infinite);
+  return {simd::select(end, simd::select(x == zero, zero - infinite, infinite), exponent),
+          simd::select(end, one, simd::select(x > zero, significand, none))};
+}
+
+}  // namespace detail
+
+/// The natural logarithm of x. Relative error at most 2 epsilon; -infinity at 0, infinity stays so, and below 0 and of
+/// what is no number it is none. The method of fdlibm's log, with s = f / (2 + f) and a polynomial for what
+/// 2 atanh(s) / s has beyond 2 (7e-7 and 4.1e-15 of it before rounding).
+template <class S>
+requires(!Scalar<S>) ATTENTION_BALANCER_INLINE S log(const S& x)
+noexcept {
+  using T = scalar_of<S>;
+  const detail::Fields<S> of_x = detail::normalized(x + S(T(0)));  // -0 becomes 0
+  const S f = of_x.significand - S(T(1)), s = f / (f + S(T(2))), z = s * s;
+  S r;
+  if constexpr (sizeof(T) == 4) {
+    r = simd::fma(S(T(0.2996026684)), z, S(T(0.3997886732)));
+    r = simd::fma(r, z, S(T(0.6666671395)));
+  } else {
+    r = simd::fma(S(T(0.151193146195996353)), z, S(T(0.152836043021670019)));
+    r = simd::fma(r, z, S(T(0.181846147272681858)));
+    r = simd::fma(r, z, S(T(0.222221826836454257)));
+    r = simd::fma(r, z, S(T(0.285714288369181735)));
+    r = simd::fma(r, z, S(T(0.399999999993325637)));
+    r = simd::fma(r, z, S(T(0.666666666666669403)));
+  }
+  const S half = S(T(0.5)) * f * f, k = of_x.exponent;
+  const S low = simd::fma(s, simd::fma(r, z, half), k * S(detail::ln_2_low<T>));
+  return simd::fma(k, S(detail::ln_2_high<T>), f - (half - low));
 }
 
 namespace detail {

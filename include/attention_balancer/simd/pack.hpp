@@ -91,24 +91,17 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> select(const xsimd::batch_bool<T
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> max(const xsimd::batch<T, Arch>& a,
                                                     const xsimd::batch<T, Arch>& b) noexcept {
-  return detail::max_or_second(a, b);
+  return detail::one_of<detail::Larger>(a, b);
 }
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> min(const xsimd::batch<T, Arch>& a,
                                                     const xsimd::batch<T, Arch>& b) noexcept {
-  return detail::min_or_second(a, b);
+  return detail::one_of<detail::Smaller>(a, b);
 }
 
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> abs(const xsimd::batch<T, Arch>& x) noexcept {
   return xsimd::abs(x);
-}
-// Lane by lane, for what is done once per query: xsimd 8.1's does not compile for AVX-512 without optimisation.
-template <class T, class Arch>
-ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> log(const xsimd::batch<T, Arch>& x) noexcept {
-  alignas(64) T lane[lanes_of<xsimd::batch<T, Arch>>];
-  x.store_aligned(lane);
-  return generate<xsimd::batch<T, Arch>>([&](int l) { return std::log(lane[l]); });
 }
 /// |x| with the sign of `sign`.
 template <class T, class Arch>

@@ -49,6 +49,20 @@ Layout layout(const char* name, std::span<T> x) {
   return layout(name, bhsd(x.data(), 1, 1, 1, static_cast<Index>(x.size())));
 }
 
+/// What one batch item and one head have of a view in which an axis of size 1 serves all: elements [length, dim].
+template <class T>
+struct Plane {
+  T* data;
+  Index row, column;  ///< strides; 0 along an axis of size 1
+
+  T& operator()(Index i, Index j) const noexcept { return data[i * row + j * column]; }
+};
+template <class T>
+Plane<T> broadcast_plane(const TensorView<T>& x, Index batch, Index head) noexcept {
+  return {x.data + (x.batch == 1 ? 0 : batch) * x.batch_stride + (x.heads == 1 ? 0 : head) * x.head_stride,
+          x.length == 1 ? 0 : x.length_stride, x.dim == 1 ? 0 : x.dim_stride};
+}
+
 inline bool multiply_overflows(Index a, Index b) {
   constexpr Index most = std::numeric_limits<Index>::max();
   return a != 0 && b != 0 && a > most / b;

@@ -230,8 +230,9 @@ class BackwardBlock : BackwardQueries<T, V> {
     x.logit_per_score = in_bits_ ? T(simd::ln_2) : T(1);
     x.with_entropy = call_.entropy_gradient.data != nullptr;
     if (const TensorView<const T>& m = call_.mass_gradient; m.data != nullptr) {
-      x.mass = &m(m.batch == 1 ? 0 : site_batch(), m.heads == 1 ? 0 : head_, 0, range.begin);
-      x.mass_stride = m.dim_stride;
+      const Plane<const T> of_keys = broadcast_plane(m, site_batch(), head_);
+      x.mass = &of_keys(0, range.begin);
+      x.mass_stride = of_keys.column;
     }
     return x;
   }

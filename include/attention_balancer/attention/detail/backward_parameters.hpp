@@ -88,8 +88,8 @@ class ParameterSums {
       for (Index h = 0; h < heads_; ++h)
         for (Index c = 0; c < chunks; ++c) {
           const T* from = by_key(first_key, keys, h, c) + m * keys;
-          T* to = &target(target.batch == 1 ? 0 : batch, target.heads == 1 ? 0 : h, 0, 0);
-          for (Index j = 0; j < keys; ++j) to[j * target.dim_stride] += from[j];
+          const Plane<T> to = broadcast_plane(target, batch, h);
+          for (Index j = 0; j < keys; ++j) to(0, j) += from[j];
         }
     }
   }

@@ -53,7 +53,7 @@ class BackwardQueries {
   Index site_batch() const noexcept { return call_.forward.first_batch + batch_; }
 
   T position(const TensorView<const T>& x, Index i) const noexcept {
-    return x.data == nullptr ? T(0) : x(x.batch == 1 ? 0 : site_batch(), x.heads == 1 ? 0 : head_, 0, i);
+    return x.data == nullptr ? T(0) : broadcast_plane(x, site_batch(), head_)(0, i);
   }
 
   void load_state() noexcept {
@@ -160,9 +160,10 @@ class BackwardQueries {
       const TensorView<T>& target = call_.targets[m];
       if (target.data == nullptr || target.dim > 1) continue;
       const T* of_rows = s_.parameters + m * width;
+      const Plane<T> of_queries = broadcast_plane(target, site_batch(), head_);
       for (Index i = 0; i < count_; ++i) {
         if (target.length > 1)
-          target(target.batch == 1 ? 0 : site_batch(), target.heads == 1 ? 0 : head_, first_ + i, 0) += of_rows[i];
+          of_queries(first_ + i, 0) += of_rows[i];
         else
           sums_.numbers[m] += static_cast<double>(of_rows[i]);
       }

@@ -176,10 +176,9 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
     alignas(64) T values[n];
     simd::store_aligned(values, of_parameter);
     const Index first = at.first_query + lane.pack * n;
-    T* to =
-        &target(target.batch == 1 ? 0 : at.batch, target.heads == 1 ? 0 : at.head, first, at.key_begin + lane.key);
+    const Plane<T> to = broadcast_plane(target, at.batch, at.head);
     const Index count = std::min(Index(n), at.problem->queries - first);
-    for (Index i = 0; i < count; ++i) to[i * target.length_stride] += values[i];
+    for (Index i = 0; i < count; ++i) to(first + i, at.key_begin + lane.key) += values[i];
   }
 
   /// Weight and gradient of a score after all modifiers.

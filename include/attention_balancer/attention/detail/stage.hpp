@@ -293,11 +293,11 @@ struct Policies<T, std::tuple<const Modifiers&...>, std::tuple<const Masks&...>>
     static constexpr int n = simd::lanes<T>;
 
     ATTENTION_BALANCER_INLINE OnTile(const M& m, const Site<S>& site, Index more) noexcept : modifier(m) {
-      const TensorView<const T>& view = m.looked_up();
-      const T* const first = site.first(view);
+      const Plane<const T> plane = broadcast_plane(m.looked_up(), site.batch, site.head);
+      const T* const first = &plane(site.query_at(0), site.key_at(0));
       ATTENTION_BALANCER_UNROLL
       for (int i = 0; i < n; ++i) {
-        const T* const row = first + std::min(Index(i), more) * view.length_stride;
+        const T* const row = first + std::min(Index(i), more) * plane.row;
         simd::prefetch(row + 128);  // the next block of keys; the hardware loses so many rows
         element[i] = simd::load<S>(row);
       }

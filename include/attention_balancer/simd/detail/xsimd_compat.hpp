@@ -31,28 +31,64 @@
 namespace attention_balancer::simd::detail {
 ATTENTION_BALANCER_BEGIN_ISA
 
+// What has an intrinsic for each width and type is overloaded over the registers.
+
+#if defined(__AVX512F__)
+ATTENTION_BALANCER_INLINE __m512 fused(__m512 a, __m512 b, __m512 c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+ATTENTION_BALANCER_INLINE __m512d fused(__m512d a, __m512d b, __m512d c) noexcept { return _mm512_fmadd_pd(a, b, c); }
+#endif
+#if defined(__FMA__)
+ATTENTION_BALANCER_INLINE __m256 fused(__m256 a, __m256 b, __m256 c) noexcept { return _mm256_fmadd_ps(a, b, c); }
+ATTENTION_BALANCER_INLINE __m256d fused(__m256d a, __m256d b, __m256d c) noexcept { return _mm256_fmadd_pd(a, b, c); }
+#endif
+
+struct Larger {
+#if defined(__AVX512F__)
+  ATTENTION_BALANCER_INLINE static __m512 of(__m512 a, __m512 b) noexcept { return _mm512_max_ps(a, b); }
+  ATTENTION_BALANCER_INLINE static __m512d of(__m512d a, __m512d b) noexcept { return _mm512_max_pd(a, b); }
+#endif
+#if defined(__AVX__)
+  ATTENTION_BALANCER_INLINE static __m256 of(__m256 a, __m256 b) noexcept { return _mm256_max_ps(a, b); }
+  ATTENTION_BALANCER_INLINE static __m256d of(__m256d a, __m256d b) noexcept { return _mm256_max_pd(a, b); }
+#endif
+#if defined(__SSE2__)
+  ATTENTION_BALANCER_INLINE static __m128 of(__m128 a, __m128 b) noexcept { return _mm_max_ps(a, b); }
+  ATTENTION_BALANCER_INLINE static __m128d of(__m128d a, __m128d b) noexcept { return _mm_max_pd(a, b); }
+#endif
+  template <class S>
+  ATTENTION_BALANCER_INLINE static auto mask(const S& a, const S& b) noexcept {
+    return a > b;
+  }
+};
+struct Smaller {
+#if defined(__AVX512F__)
+  ATTENTION_BALANCER_INLINE static __m512 of(__m512 a, __m512 b) noexcept { return _mm512_min_ps(a, b); }
+  ATTENTION_BALANCER_INLINE static __m512d of(__m512d a, __m512d b) noexcept { return _mm512_min_pd(a, b); }
+#endif
+#if defined(__AVX__)
+  ATTENTION_BALANCER_INLINE static __m256 of(__m256 a, __m256 b) noexcept { return _mm256_min_ps(a, b); }
+  ATTENTION_BALANCER_INLINE static __m256d of(__m256d a, __m256d b) noexcept { return _mm256_min_pd(a, b); }
+#endif
+#if defined(__SSE2__)
+  ATTENTION_BALANCER_INLINE static __m128 of(__m128 a, __m128 b) noexcept { return _mm_min_ps(a, b); }
+  ATTENTION_BALANCER_INLINE static __m128d of(__m128d a, __m128d b) noexcept { return _mm_min_pd(a, b); }
+#endif
+  template <class S>
+  ATTENTION_BALANCER_INLINE static auto mask(const S& a, const S& b) noexcept {
+    return a < b;
+  }
+};
+
 /// a * b + c. xsimd 8.1 has no fused form for AVX-512: there it is a multiply and an add that a compiler may or may
 /// not contract, which is neither fast nor the same everywhere.
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> fma(const xsimd::batch<T, Arch>& a, const xsimd::batch<T, Arch>& b,
                                                     const xsimd::batch<T, Arch>& c) noexcept {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(xsimd::batch<T, Arch>) == 64) {
-    if constexpr (sizeof(T) == 4)
-      return xsimd::batch<T, Arch>(_mm512_fmadd_ps(a, b, c));
-    else
-      return xsimd::batch<T, Arch>(_mm512_fmadd_pd(a, b, c));
-  }
-#endif
-#if defined(__FMA__)
-  if constexpr (sizeof(xsimd::batch<T, Arch>) == 32) {
-    if constexpr (sizeof(T) == 4)
-      return xsimd::batch<T, Arch>(_mm256_fmadd_ps(a, b, c));
-    else
-      return xsimd::batch<T, Arch>(_mm256_fmadd_pd(a, b, c));
-  }
-#endif
-  return xsimd::fma(a, b, c);
+  using Register = typename xsimd::batch<T, Arch>::register_type;
+  if constexpr (requires(Register r) { fused(r, r, r); })
+    return xsimd::batch<T, Arch>(fused(Register(a), Register(b), Register(c)));
+  else
+    return xsimd::fma(a, b, c);
 }
 
 #if defined(ATTENTION_BALANCER_NEON)
@@ -88,68 +124,16 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> copy_sign(const xsimd::batch<T, 
 
 #endif
 
-/// max(a, b), and b where a is not a number. On x86 that is what the instruction does; xsimd's max has changed its
-/// mind about not-a-number between releases.
-template <class T, class Arch>
-ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> max_or_second(const xsimd::batch<T, Arch>& a,
-                                                              const xsimd::batch<T, Arch>& b) noexcept {
-  using Batch [[maybe_unused]] = xsimd::batch<T, Arch>;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Batch) == 64) {
-    if constexpr (sizeof(T) == 4)
-      return Batch(_mm512_max_ps(a, b));
-    else
-      return Batch(_mm512_max_pd(a, b));
-  }
-#endif
-#if defined(__AVX__)
-  if constexpr (sizeof(Batch) == 32) {
-    if constexpr (sizeof(T) == 4)
-      return Batch(_mm256_max_ps(a, b));
-    else
-      return Batch(_mm256_max_pd(a, b));
-  }
-#endif
-#if defined(__SSE2__)
-  if constexpr (sizeof(Batch) == 16) {
-    if constexpr (sizeof(T) == 4)
-      return Batch(_mm_max_ps(a, b));
-    else
-      return Batch(_mm_max_pd(a, b));
-  }
-#endif
-  return detail::select(a > b, a, b);
-}
-
-template <class T, class Arch>
-ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> min_or_second(const xsimd::batch<T, Arch>& a,
-                                                              const xsimd::batch<T, Arch>& b) noexcept {
-  using Batch [[maybe_unused]] = xsimd::batch<T, Arch>;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Batch) == 64) {
-    if constexpr (sizeof(T) == 4)
-      return Batch(_mm512_min_ps(a, b));
-    else
-      return Batch(_mm512_min_pd(a, b));
-  }
-#endif
-#if defined(__AVX__)
-  if constexpr (sizeof(Batch) == 32) {
-    if constexpr (sizeof(T) == 4)
-      return Batch(_mm256_min_ps(a, b));
-    else
-      return Batch(_mm256_min_pd(a, b));
-  }
-#endif
-#if defined(__SSE2__)
-  if constexpr (sizeof(Batch) == 16) {
-    if constexpr (sizeof(T) == 4)
-      return Batch(_mm_min_ps(a, b));
-    else
-      return Batch(_mm_min_pd(a, b));
-  }
-#endif
-  return detail::select(a < b, a, b);
+/// The Larger or Smaller of a and b, and b where either is not a number. On x86 that is what the instruction does;
+/// xsimd's max has changed its mind about not-a-number between releases.
+template <class Which, class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> one_of(const xsimd::batch<T, Arch>& a,
+                                                       const xsimd::batch<T, Arch>& b) noexcept {
+  using Register = typename xsimd::batch<T, Arch>::register_type;
+  if constexpr (requires(Register r) { Which::of(r, r); })
+    return xsimd::batch<T, Arch>(Which::of(Register(a), Register(b)));
+  else
+    return detail::select(Which::mask(a, b), a, b);
 }
 
 template <class T, class Arch>
@@ -158,6 +142,16 @@ ATTENTION_BALANCER_INLINE T reduce_add(const xsimd::batch<T, Arch>& x) noexcept 
   return xsimd::reduce_add(x);
 #else
   return xsimd::hadd(x);
+#endif
+}
+
+/// The same bits as lanes of To.
+template <class To, class T, class Arch>
+ATTENTION_BALANCER_INLINE xsimd::batch<To, Arch> bitwise_cast(const xsimd::batch<T, Arch>& x) noexcept {
+#if XSIMD_VERSION_MAJOR >= 11
+  return xsimd::bitwise_cast<To>(x);
+#else
+  return xsimd::bitwise_cast<xsimd::batch<To, Arch>>(x);
 #endif
 }
 
@@ -172,11 +166,41 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> shift_into_exponent(const xsimd:
     return xsimd::batch<T, Arch>(vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), mantissa)));
   else
     return xsimd::batch<T, Arch>(vreinterpretq_f64_s64(vshlq_n_s64(vreinterpretq_s64_f64(x), mantissa)));
-#elif XSIMD_VERSION_MAJOR >= 11
-  return xsimd::bitwise_cast<T>(xsimd::bitwise_cast<Integer>(x) << mantissa);
 #else
-  const auto bits = xsimd::bitwise_cast<xsimd::batch<Integer, Arch>>(x);
-  return xsimd::bitwise_cast<xsimd::batch<T, Arch>>(bits << mantissa);
+  return detail::bitwise_cast<T>(detail::bitwise_cast<Integer>(x) << mantissa);
+#endif
+}
+
+/// The exponent field of a positive x as a number, and its mantissa as one in [1, 2).
+template <class Batch>
+struct Fields {
+  Batch exponent, significand;
+};
+template <class T, class Arch>
+ATTENTION_BALANCER_INLINE Fields<xsimd::batch<T, Arch>> fields_of(const xsimd::batch<T, Arch>& x) noexcept {
+  using Batch = xsimd::batch<T, Arch>;
+  using Integer = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+  constexpr int mantissa = sizeof(T) == 4 ? 23 : 52;
+  constexpr T integral = sizeof(T) == 4 ? T(8388608) : T(4503599627370496.0);  // its last bit is 1
+  constexpr Integer field = (Integer(1) << mantissa) - 1;
+  constexpr auto one = __builtin_bit_cast(Integer, T(1)), large = __builtin_bit_cast(Integer, integral);
+#if defined(ATTENTION_BALANCER_NEON)
+  if constexpr (sizeof(T) == 4) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x);
+    const uint32x4_t moved = vorrq_u32(vshrq_n_u32(bits, 23), vdupq_n_u32(large));
+    const uint32x4_t kept = vorrq_u32(vandq_u32(bits, vdupq_n_u32(field)), vdupq_n_u32(one));
+    return {Batch(vreinterpretq_f32_u32(moved)) - Batch(integral), Batch(vreinterpretq_f32_u32(kept))};
+  } else {
+    const uint64x2_t bits = vreinterpretq_u64_f64(x);
+    const uint64x2_t moved = vorrq_u64(vshrq_n_u64(bits, 52), vdupq_n_u64(large));
+    const uint64x2_t kept = vorrq_u64(vandq_u64(bits, vdupq_n_u64(field)), vdupq_n_u64(one));
+    return {Batch(vreinterpretq_f64_u64(moved)) - Batch(integral), Batch(vreinterpretq_f64_u64(kept))};
+  }
+#else
+  using Bits = xsimd::batch<Integer, Arch>;
+  const Bits bits = detail::bitwise_cast<Integer>(x);
+  const Bits moved = (bits >> mantissa) | Bits(large), kept = (bits & Bits(field)) | Bits(one);
+  return {detail::bitwise_cast<T>(moved) - Batch(integral), detail::bitwise_cast<T>(kept)};
 #endif
 }
 

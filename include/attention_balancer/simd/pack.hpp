@@ -91,12 +91,12 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> select(const xsimd::batch_bool<T
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> max(const xsimd::batch<T, Arch>& a,
                                                     const xsimd::batch<T, Arch>& b) noexcept {
-  return detail::one_of<detail::Larger>(a, b);
+  return detail::one_of<detail::Maximum>(a, b);
 }
 template <class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> min(const xsimd::batch<T, Arch>& a,
                                                     const xsimd::batch<T, Arch>& b) noexcept {
-  return detail::one_of<detail::Smaller>(a, b);
+  return detail::one_of<detail::Minimum>(a, b);
 }
 
 template <class T, class Arch>

@@ -214,10 +214,7 @@ class BackwardWorker {
     else
       following.worker->add_queries(coming, following.group, 0);
     following.worker->add_keys(coming, following.group, piece, pieces);
-    constexpr Index rows = tile_rows<block_packs>;
-    const Index steps = (p_.keys + block_keys - 1) / block_keys;
-    const Index blocks = (chunks_.packs / chunks_.count + block_packs - 1) / block_packs;
-    coming.within(blocks * (2 * p_.keys + steps * p_.dim) / rows);  // tiles of this piece
+    coming.within(chunks_.tiles(p_.keys, 2, p_.dim));
   }
 
   void add_queries(Coming& coming, Index group, Index piece) const noexcept {

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <new>
 #include <span>
-#include <type_traits>
 
 #include "attention_balancer/attention/decode.hpp"
 #include "attention_balancer/attention/detail/worker.hpp"
@@ -215,7 +214,7 @@ class PackedWorker {
 
   EvidenceShape evidence_shape(Index s) {
     const One one(sequences_, s);
-    if (!decodes(s) || sequences_.queries(s) == 0) return Worker<T>(one.call, evidence_of(s)).evidence_shape();
+    if (!decodes(s) || sequences_.queries(s) == 0) return evidence_shape_of(one.call);
     return Decoding(one.call, one.x, evidence_of(s)).evidence_shape();
   }
 
@@ -258,7 +257,7 @@ class PackedWorker {
 
   /// Whether a piece of many queries is asked for while the one before is computed.
   bool asks_for(const Piece& piece) const noexcept {
-    return std::is_same_v<Sequences, TensorSequences<T>> && piece.sequence >= 0 && !decodes(piece.sequence) &&
+    return piece.sequence >= 0 && !decodes(piece.sequence) &&
            Worker<T>::small_heads_come_from_memory(problem_of(piece.sequence), elements_);
   }
 

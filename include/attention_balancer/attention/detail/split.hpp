@@ -182,8 +182,8 @@ class SplitWork : SplitLanes<T, Stored> {
   void round_queries() noexcept {
     if constexpr (may_use_integers)
       for (Index r = 0; r < sizes_.rows; ++r)
-        s_.query_factors[r] = round_row<false>(s_.queries + r * sizes_.dim, s_.queries, sizes_.dim,
-                                               s_.query_words + r * sizes_.words, sizes_.words / (2 * n));
+        s_.query_factors[r] = round_row<false, T>(s_.queries + r * sizes_.dim, nullptr, sizes_.dim,
+                                                  s_.query_words + r * sizes_.words, sizes_.words / (2 * n));
   }
 
   /// Scores become weights; what is already added up comes down to the new tops.

@@ -32,6 +32,13 @@ struct Chunks {
     const Index first = blocks * c / count * block_packs * simd::lanes<T>;
     return grain > 0 ? std::min(queries, (first + grain / 2) / grain * grain) : first;
   }
+
+  /// About how many register tiles a chunk takes that computes `by_key` numbers of each of its queries for every key,
+  /// and `by_step` for every step of them.
+  Index tiles(Index keys, Index by_key, Index by_step) const noexcept {
+    const Index steps = (keys + block_keys - 1) / block_keys, each = (packs / count + block_packs - 1) / block_packs;
+    return each * (by_key * keys + steps * by_step) / tile_rows<block_packs>;
+  }
 };
 
 /// Runs call's work items, at most `slots` at a time, each with scratch memory of its own.
@@ -71,10 +78,8 @@ class Worker {
   }
 
   void reshape_evidence() {
-    if (evidence_ != nullptr) EvidenceAccess::reshape(*evidence_, evidence_shape());
+    if (evidence_ != nullptr) EvidenceAccess::reshape(*evidence_, evidence_shape_of(call_));
   }
-
-  EvidenceShape evidence_shape() const noexcept { return evidence_shape_of(call_); }
 
   Index slot_bytes() const noexcept { return slot_bytes_; }
 
@@ -137,7 +142,7 @@ class Worker {
     partial_size_ = Scratch<T>::padded(columns_ * p.keys + 2);
     Scratch<T> sizes;
     slot_bytes_ = sizes.carve(nullptr, call, whole_strip(), partial_size_);
-    ask_for_next_ = heads_ > 1 && call.source.cache == nullptr && small_heads_come_from_memory(p, elements(p));
+    ask_for_next_ = heads_ > 1 && small_heads_come_from_memory(p, elements(p));
   }
 
   bool whole_strip() const noexcept { return with_mass_ || is_sparse(call_.normalization); }
@@ -218,10 +223,7 @@ class Worker {
     const Problem& p = call_.problem;
     if (keys.worker != nullptr && (keys.worker != this || keys.head % (p.heads / p.kv_heads) == 0))
       keys.worker->add_keys(coming, keys.head, part, chunks_.count);
-    constexpr Index rows = tile_rows<block_packs>;
-    const Index steps = (p.keys + block_keys - 1) / block_keys;
-    const Index blocks = (chunks_.packs / chunks_.count + block_packs - 1) / block_packs;
-    coming.within(blocks * (p.keys + steps * p.value_dim) / rows);  // tiles of this chunk
+    coming.within(chunks_.tiles(p.keys, 1, p.value_dim));
   }
 
   void add_queries(Coming& coming, Index head, Index chunk) const noexcept {
@@ -232,6 +234,7 @@ class Worker {
   }
 
   void add_keys(Coming& coming, Index head, Index part, Index parts) const noexcept {
+    if (call_.source.cache != nullptr) return;  // they are loaded block by block
     const Problem& p = call_.problem;
     const Index begin = p.keys * part / parts, end = p.keys * (part + 1) / parts, group = p.heads / p.kv_heads;
     coming.add(call_.k, head / p.heads, head % p.heads / group, begin, end);

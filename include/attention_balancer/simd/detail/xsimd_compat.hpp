@@ -42,7 +42,7 @@ ATTENTION_BALANCER_INLINE __m256 fused(__m256 a, __m256 b, __m256 c) noexcept { 
 ATTENTION_BALANCER_INLINE __m256d fused(__m256d a, __m256d b, __m256d c) noexcept { return _mm256_fmadd_pd(a, b, c); }
 #endif
 
-struct Larger {
+struct Maximum {
 #if defined(__AVX512F__)
   ATTENTION_BALANCER_INLINE static __m512 of(__m512 a, __m512 b) noexcept { return _mm512_max_ps(a, b); }
   ATTENTION_BALANCER_INLINE static __m512d of(__m512d a, __m512d b) noexcept { return _mm512_max_pd(a, b); }
@@ -60,7 +60,7 @@ struct Larger {
     return a > b;
   }
 };
-struct Smaller {
+struct Minimum {
 #if defined(__AVX512F__)
   ATTENTION_BALANCER_INLINE static __m512 of(__m512 a, __m512 b) noexcept { return _mm512_min_ps(a, b); }
   ATTENTION_BALANCER_INLINE static __m512d of(__m512d a, __m512d b) noexcept { return _mm512_min_pd(a, b); }
@@ -124,7 +124,7 @@ ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> copy_sign(const xsimd::batch<T, 
 
 #endif
 
-/// The Larger or Smaller of a and b, and b where either is not a number. On x86 that is what the instruction does;
+/// The Maximum or Minimum of a and b, and b where either is not a number. On x86 that is what the instruction does;
 /// xsimd's max has changed its mind about not-a-number between releases.
 template <class Which, class T, class Arch>
 ATTENTION_BALANCER_INLINE xsimd::batch<T, Arch> one_of(const xsimd::batch<T, Arch>& a,

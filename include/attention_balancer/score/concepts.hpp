@@ -58,8 +58,9 @@ class Site {
       } else if constexpr (std::is_same_v<std::remove_cv_t<T>, unsigned char>) {
         if (lane_stride == 1 && room >= lanes - 1) return simd::load_bytes<S>(first);
       }
+      const Index stride = simd::opaque(lane_stride);
       return simd::generate<S>(
-          [&](int lane) { return static_cast<scalar>(first[std::min(Index(lane), room) * lane_stride]); });
+          [&](int lane) { return static_cast<scalar>(first[std::min(Index(lane), room) * stride]); });
     } else {
       return S(static_cast<scalar>(*first));
     }

@@ -138,6 +138,15 @@ ATTENTION_BALANCER_INLINE S in_register(const S& x) noexcept {
 #endif
 }
 
+/// x, but clang does not know where from: it would carry what follows from it, such as the address of each lane, through
+/// all of a loop that hardly ever needs it.
+ATTENTION_BALANCER_INLINE Index opaque(Index x) noexcept {
+#if defined(__clang__)
+  asm("" : "+r"(x));
+#endif
+  return x;
+}
+
 /// Keeps what is written before this in the text before what is written after it: x, and all loads and stores.
 template <class S>
 ATTENTION_BALANCER_INLINE void keep_order([[maybe_unused]] S& x) noexcept {

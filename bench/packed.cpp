@@ -166,7 +166,7 @@ void cached(benchmark::State& state) {
   } catch (const std::exception& error) {
     return state.SkipWithError(error.what());
   }
-  const auto time = bench::run_paired(state, as_packed, apart);
+  const auto time = bench::run_paired<float>(state, as_packed, apart);
   state.counters[mixed ? "x_two" : "x_batch"] = time.work / time.other;
 }
 
@@ -262,7 +262,7 @@ void unequal(benchmark::State& state) {
   } catch (const std::exception& error) {
     return state.SkipWithError(error.what());
   }
-  const auto time = bench::run_paired(
+  const auto time = bench::run_paired<float>(
       state, [&] { work(0); }, [&] { work(1); });
   state.counters["per_pair"] = (time.work / pairs) / (time.other / visible_pairs(lengths[1], fixed, causal));
 }

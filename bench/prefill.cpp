@@ -62,7 +62,7 @@ void prefill(benchmark::State& state) {
     for (std::size_t i = 0; i < out.size(); ++i)
       if (!(std::abs(out[i] - of_floats[i]) < 0.02f)) throw std::runtime_error("the output is not that of floats");
 
-    const auto time = bench::run_paired(state, work, floating);
+    const auto time = bench::run_paired<float>(state, work, floating);
     const double scores = static_cast<double>(heads * queries * keys);
     bench::Limit limit;
     if (way != Way::products)

@@ -54,7 +54,7 @@ void compare(benchmark::State& state, Shape odd, Shape aligned) {
     return state.SkipWithError(error.what());
   }
   y.run();
-  const auto time = bench::run_paired(state, [&] { x.run(); }, [&] { y.run(); });
+  const auto time = bench::run_paired<float>(state, [&] { x.run(); }, [&] { y.run(); });
   bench::report_attention<float>(state, odd.flops(), odd.scores(), time);
   state.counters["of_aligned"] = (odd.flops() / time.work) / (aligned.flops() / time.other);
 }

@@ -34,7 +34,7 @@ void text_budget(benchmark::State& state) {
     if (budgeted.layers[2].tokens != kept || !(cosine > 0.9))
       throw std::runtime_error("the budget was not kept, or the embedding is another one");
 
-    const auto time = bench::run_paired(
+    const auto time = bench::run_paired<float>(
         state, [&] { budget.budgeted(allocation); }, [&] { budget.full(); });
     state.counters["x_full"] = time.work / time.other;
     state.counters["work"] = static_cast<double>(budgeted.work.total()) / static_cast<double>(full.work.total());

@@ -162,7 +162,8 @@ double strip_seconds(double pairs, ab::Index keys) {
 /// left it with; the share that the model allows for so many operations and exponentials and for what `limit` has beside
 /// these; and its terms.
 template <class T>
-void report_attention(benchmark::State& state, double flops, double scores, const Paired& measured, Limit limit = {}) {
+void report_attention(benchmark::State& state, double flops, double scores, const Paired& measured,
+                      Limit limit = {}) {
   const double time = measured.work;
   limit.products = flops / measured.peak;
   limit.exponentials = scores * exponential_seconds<T>();

@@ -25,7 +25,7 @@ struct Paired {
   double work, other;  ///< medians of their seconds
   double peak;         ///< multiply-adds of T alone, in operations per second
 };
-template <class T = float, class Work, class Other>
+template <class T, class Work, class Other>
 Paired run_paired(benchmark::State& state, Work work, Other other) {
   std::vector<double> of_work, of_other, rates;
   for (auto _ : state) {

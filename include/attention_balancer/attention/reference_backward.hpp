@@ -109,7 +109,8 @@ void add_gradients(const Problem& problem, Index first_batch, const TensorView<Q
       [[maybe_unused]] auto add_to_scale = [&](const auto& policy) {
         using Policy = std::remove_cvref_t<decltype(policy)>;
         if constexpr (kind_of<double, Policy> == PolicyKind::scale && requires { policy.target(); }) {
-          broadcast_plane(policy.target(), item, h)(0, 0) += ds * dot * (scale / static_cast<double>(policy.factor));
+          broadcast_plane(policy.target(), item, h)(0, 0) +=
+              ds * dot * (scale / static_cast<double>(policy.factor));
         }
       };
       (add_to_scale(policies), ...);

@@ -79,7 +79,8 @@ class MergePlan {
     sizes_ = totals(sizes);
     // The members of the groups of two and more, group by group, each scaled so that its weights add up to 1.
     for (std::size_t i = 0; i < n; ++i) members_.push_back(static_cast<Index>(i));
-    std::stable_sort(members_.begin(), members_.end(), [&](Index a, Index b) { return place(a) < place(b); });
+    std::sort(members_.begin(), members_.end(),
+              [&](Index a, Index b) { return std::pair(place(a), a) < std::pair(place(b), b); });
     scale_weights();
   }
 

@@ -52,7 +52,8 @@ class WorkPlan {
       }
     std::vector<std::size_t> rank(order_.size());
     for (std::size_t i = 0; i < rank.size(); ++i) rank[i] = i;
-    std::stable_sort(rank.begin(), rank.end(), [&](std::size_t a, std::size_t b) { return due[a] < due[b]; });
+    std::sort(rank.begin(), rank.end(),
+              [&](std::size_t a, std::size_t b) { return std::pair(due[a], a) < std::pair(due[b], b); });
     std::vector<Item> sorted;
     sorted.reserve(order_.size());
     for (const std::size_t i : rank) sorted.push_back(order_[i]);

@@ -47,7 +47,7 @@ inline bool all_equal(const unsigned char* x, Index count, bool value) noexcept 
 }
 
 /// Classifies the elements [i0, i1) x [j0, j1) of one head's booleans.
-inline Coverage scan(const attention_balancer::detail::Plane<const unsigned char>& plane, Index i0, Index i1, Index j0, Index j1) noexcept {
+inline Coverage scan(const Plane<const unsigned char>& plane, Index i0, Index i1, Index j0, Index j1) noexcept {
   if (plane.row == 0) i1 = i0 + 1;  // one row or one column serves all
   if (plane.column == 0) j1 = j0 + 1;
   const bool first = plane(i0, j0) != 0;
@@ -174,7 +174,8 @@ class Boolean {
   }
   bool prefers_key_lanes() const noexcept { return detail::lies_along_keys(view_); }
   Coverage classify(const Rect& r) const noexcept {
-    return detail::scan(attention_balancer::detail::broadcast_plane(view_, r.batch, r.head), r.query_begin, r.query_end, r.key_begin, r.key_end);
+    return detail::scan(detail::broadcast_plane(view_, r.batch, r.head), r.query_begin, r.query_end, r.key_begin,
+                        r.key_end);
   }
   template <class S>
   ATTENTION_BALANCER_INLINE auto visible(const Site<S>& site) const {
@@ -213,13 +214,13 @@ class Blocks {
   }
   Index query_grain() const noexcept { return query_block_; }
   Coverage classify(const Rect& r) const noexcept {
-    return detail::scan(attention_balancer::detail::broadcast_plane(view_, r.batch, r.head), r.query_begin / query_block_,
+    return detail::scan(detail::broadcast_plane(view_, r.batch, r.head), r.query_begin / query_block_,
                         (r.query_end - 1) / query_block_ + 1, r.key_begin / key_block_,
                         (r.key_end - 1) / key_block_ + 1);
   }
   template <class S>
   ATTENTION_BALANCER_INLINE auto visible(const Site<S>& site) const {
-    const auto blocks_of_head = attention_balancer::detail::broadcast_plane(view_, site.batch, site.head);
+    const auto blocks_of_head = detail::broadcast_plane(view_, site.batch, site.head);
     return site.gather([&](Index i, Index j) {
       return blocks_of_head(i / query_block_, j / key_block_) != 0 ? 1 : 0;
     }) != S(simd::scalar_of<S>(0));

@@ -261,23 +261,24 @@ namespace detail {
 template <class S>
 ATTENTION_BALANCER_INLINE Fields<S> normalized(const S& x) noexcept {
   using T = scalar_of<S>;
-  const S one(T(1));
+  const S one(T(1)), zero(T(0));
 #if defined(__AVX512F__)
   if constexpr (sizeof(S) == 64) {
     // getexp tells the exponent of a significand in [1, 2).
+    S exponent, significand;
     if constexpr (sizeof(T) == 4) {
-      const S significand(_mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
-      const S exponent(_mm512_getexp_ps(x));
-      return {simd::select(significand < one, exponent + one, exponent), significand};
+      exponent = S(_mm512_getexp_ps(x));
+      significand = S(_mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
     } else {
-      const S significand(_mm512_getmant_pd(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
-      const S exponent(_mm512_getexp_pd(x));
-      return {simd::select(significand < one, exponent + one, exponent), significand};
+      exponent = S(_mm512_getexp_pd(x));
+      significand = S(_mm512_getmant_pd(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
     }
+    significand = simd::select(x == zero, one, significand);  // that of -0 is -1
+    return {simd::select(significand < one, exponent + one, exponent), significand};
   }
 #endif
   constexpr bool single = sizeof(T) == 4;
-  const S zero(T(0)), infinite(std::numeric_limits<T>::infinity()), none(std::numeric_limits<T>::quiet_NaN());
+  const S infinite(std::numeric_limits<T>::infinity()), none(std::numeric_limits<T>::quiet_NaN());
   const S least(std::numeric_limits<T>::min()), raise(single ? T(16777216) : T(18014398509481984.0));  // 2^24, 2^54
   const simd::mask_of<S> subnormal = x < least;
   const Fields<S> fields = fields_of(simd::select(subnormal, x * raise, x));
@@ -299,7 +300,7 @@ template <class S>
 requires(!Scalar<S>) ATTENTION_BALANCER_INLINE S log(const S& x)
 noexcept {
   using T = scalar_of<S>;
-  const detail::Fields<S> of_x = detail::normalized(x + S(T(0)));  // -0 becomes 0
+  const detail::Fields<S> of_x = detail::normalized(x);
   const S f = of_x.significand - S(T(1)), s = f / (f + S(T(2))), z = s * s;
   S r;
   if constexpr (sizeof(T) == 4) {

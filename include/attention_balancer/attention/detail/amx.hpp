@@ -138,7 +138,8 @@ constexpr PairProducts<float> amx_products_of() noexcept {
           pair_rows<V>,
           add_values_in_amx<V>,
           enter_amx,
-          leave_amx};
+          leave_amx,
+          2 * simd::amx::tile};
 }
 
 /// By number of packs less one; null if this process has no AMX.

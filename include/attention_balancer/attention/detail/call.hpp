@@ -93,6 +93,8 @@ struct PairProducts {
   /// when it is done; null: nothing.
   void (*enter)() = nullptr;
   void (*leave)() = nullptr;
+  /// Keys, or features of the values, for which Far is asked at a time.
+  Index tile = tile_rows<block_packs>;
 };
 
 /// Where rows of keys and values come from that do not lie there as rows of T: a cache in pages or in another

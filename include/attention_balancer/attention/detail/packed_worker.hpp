@@ -45,7 +45,7 @@ Call<T> queries_of(const Call<T>& call, const Packed& offsets, Index s) noexcept
   one.first_batch = s;
   auto take = [&](auto& x) {
     if (x.data == nullptr) return;
-    x.data += offsets.query_begin(s) * x.length_stride;
+    if (one.problem.queries > 0) x.data += offsets.query_begin(s) * x.length_stride;  // else there is no such row
     x.length = one.problem.queries;
   };
   take(one.q), take(one.out);
@@ -75,7 +75,7 @@ class TensorSequences {
       call.problem.keys = all.keys(s);
       for (TensorView<const T>* rows : {&call.k, &call.v}) {
         if (rows->data == nullptr) continue;
-        rows->data += all.offsets_.key_begin(s) * rows->length_stride;
+        if (call.problem.keys > 0) rows->data += all.offsets_.key_begin(s) * rows->length_stride;
         rows->length = call.problem.keys;
       }
       x = kv_view_of(call);

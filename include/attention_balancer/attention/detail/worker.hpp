@@ -33,11 +33,12 @@ struct Chunks {
     return grain > 0 ? std::min(queries, (first + grain / 2) / grain * grain) : first;
   }
 
-  /// About how many register tiles a chunk takes that computes `by_key` numbers of each of its queries for every key,
-  /// and `by_step` for every step of them.
-  Index tiles(Index keys, Index by_key, Index by_step) const noexcept {
-    const Index steps = (keys + block_keys - 1) / block_keys, each = (packs / count + block_packs - 1) / block_packs;
-    return each * (by_key * keys + steps * by_step) / tile_rows<block_packs>;
+  /// About how many register tiles of `tile` keys or features a chunk takes that computes `by_key` numbers of each of
+  /// its queries for every key, and `by_step` for every step of them.
+  Index tiles(Index keys, Index by_key, Index by_step, Index tile = tile_rows<block_packs>) const noexcept {
+    const Index steps = (keys + block_keys - 1) / block_keys;
+    const Index each = (packs / count + block_packs - 1) / block_packs;
+    return each * (by_key * keys + steps * by_step) / tile;
   }
 };
 
@@ -223,7 +224,8 @@ class Worker {
     const Problem& p = call_.problem;
     if (keys.worker != nullptr && (keys.worker != this || keys.head % (p.heads / p.kv_heads) == 0))
       keys.worker->add_keys(coming, keys.head, part, chunks_.count);
-    coming.within(chunks_.tiles(p.keys, 1, p.value_dim));
+    const PairProducts<T>* const pairs = call_.source.pairs;
+    coming.within(chunks_.tiles(p.keys, 1, p.value_dim, pairs != nullptr ? pairs->tile : tile_rows<block_packs>));
   }
 
   void add_queries(Coming& coming, Index head, Index chunk) const noexcept {

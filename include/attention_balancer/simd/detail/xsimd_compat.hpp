@@ -35,11 +35,15 @@ ATTENTION_BALANCER_BEGIN_ISA
 
 #if defined(__AVX512F__)
 ATTENTION_BALANCER_INLINE __m512 fused(__m512 a, __m512 b, __m512 c) noexcept { return _mm512_fmadd_ps(a, b, c); }
-ATTENTION_BALANCER_INLINE __m512d fused(__m512d a, __m512d b, __m512d c) noexcept { return _mm512_fmadd_pd(a, b, c); }
+ATTENTION_BALANCER_INLINE __m512d fused(__m512d a, __m512d b, __m512d c) noexcept {
+  return _mm512_fmadd_pd(a, b, c);
+}
 #endif
 #if defined(__FMA__)
 ATTENTION_BALANCER_INLINE __m256 fused(__m256 a, __m256 b, __m256 c) noexcept { return _mm256_fmadd_ps(a, b, c); }
-ATTENTION_BALANCER_INLINE __m256d fused(__m256d a, __m256d b, __m256d c) noexcept { return _mm256_fmadd_pd(a, b, c); }
+ATTENTION_BALANCER_INLINE __m256d fused(__m256d a, __m256d b, __m256d c) noexcept {
+  return _mm256_fmadd_pd(a, b, c);
+}
 #endif
 
 struct Maximum {

@@ -258,26 +258,29 @@ namespace detail {
 
 /// x = significand * 2^exponent with 3/4 <= significand < 3/2, for x > 0. Of 0 and infinity the significand is 1 and the
 /// exponent infinite; of what is negative or not a number the significand is not a number.
-template <class S>
-ATTENTION_BALANCER_INLINE Fields<S> normalized(const S& x) noexcept {
-  using T = scalar_of<S>;
-  const S one(T(1)), zero(T(0));
 #if defined(__AVX512F__)
-  if constexpr (sizeof(S) == 64) {
-    // getexp tells the exponent of a significand in [1, 2).
-    S exponent, significand;
-    if constexpr (sizeof(T) == 4) {
-      exponent = S(_mm512_getexp_ps(x));
-      significand = S(_mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
-    } else {
-      exponent = S(_mm512_getexp_pd(x));
-      significand = S(_mm512_getmant_pd(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
-    }
-    significand = simd::select(x == zero, one, significand);  // that of -0 is -1
-    return {simd::select(significand < one, exponent + one, exponent), significand};
+template <class S>
+requires(sizeof(S) == 64) ATTENTION_BALANCER_INLINE Fields<S> normalized(const S& x)
+noexcept {
+  const S one(scalar_of<S>(1)), zero(scalar_of<S>(0));
+  S exponent, significand;  // of a significand in [1, 2), and in [3/4, 3/2)
+  if constexpr (sizeof(scalar_of<S>) == 4) {
+    exponent = S(_mm512_getexp_ps(x));
+    significand = S(_mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
+  } else {
+    exponent = S(_mm512_getexp_pd(x));
+    significand = S(_mm512_getmant_pd(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan));
   }
+  significand = simd::select(x == zero, one, significand);  // that of -0 is -1
+  return {simd::select(significand < one, exponent + one, exponent), significand};
+}
 #endif
+template <class S>
+requires(sizeof(S) < 64) ATTENTION_BALANCER_INLINE Fields<S> normalized(const S& x)
+noexcept {
+  using T = scalar_of<S>;
   constexpr bool single = sizeof(T) == 4;
+  const S one(T(1)), zero(T(0));
   const S infinite(std::numeric_limits<T>::infinity()), none(std::numeric_limits<T>::quiet_NaN());
   const S least(std::numeric_limits<T>::min()), raise(single ? T(16777216) : T(18014398509481984.0));  // 2^24, 2^54
   const simd::mask_of<S> subnormal = x < least;

@@ -84,7 +84,7 @@ if [ $# -eq 0 ]; then
 fi
 # Catch2 takes as long to compile as the tests of a folder: once for all that run here by themselves.
 mkdir -p build-main
-g++ -std=c++20 -O0 -Itests -DCATCH_CONFIG_FAST_COMPILE -c tests/support/main.cpp -o build-main/main.o
+g++ -std=c++20 -O0 -Iinclude -Itests -DCATCH_CONFIG_FAST_COMPILE -c tests/support/main.cpp -o build-main/main.o
 export ATTENTION_BALANCER_TEST_MAIN="$PWD/build-main/main.o"
 jobs=$(nproc) start=$(date +%s)
 [ $# -eq 1 ] || jobs=$(((jobs + 1) / 2))

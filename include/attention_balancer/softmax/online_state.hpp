@@ -88,7 +88,8 @@ ATTENTION_BALANCER_NOINLINE void weigh_scores(T* scores, Index keys, OnlineState
       const S score = simd::load_aligned<S>(at);
       S y = score - offset[v];
       if constexpr (!InBits) y = y * log2_e;
-      S weight = simd::exp2_of_weight(y);
+      // Scores that are not in bits went through modifiers, such as ALiBi, which may take those of most keys far down.
+      S weight = simd::exp2_of_weight<!InBits>(y);
       if constexpr (Marked) weight = simd::select(score == S(-infinity<T>), S(T(-0.0)), weight);
       simd::store_aligned(at, weight);
       sum[v] = sum[v] + weight;

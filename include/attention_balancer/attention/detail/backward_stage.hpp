@@ -203,8 +203,7 @@ struct Derivatives<T, Policies<T, std::tuple<const Modifiers&...>, std::tuple<co
       log_p = x.with_entropy ? simd::log(simd::select(lane.hidden, S(T(1)), p)) : zero;
     } else {
       const S difference = score - offset;
-      slope = p = simd::select(lane.hidden, zero,
-                               simd::exp2(difference * S(x.exponent_per_score)));
+      slope = p = simd::select(lane.hidden, zero, simd::exp2_of_weight<true>(difference * S(x.exponent_per_score)));
       log_p = simd::select(p == zero, zero, difference * S(x.logit_per_score));  // which may be infinite
     }
     S gradient = zero;
@@ -250,7 +249,7 @@ ATTENTION_BALANCER_NOINLINE void derive_plain(T* scores, T* gradients, Index key
       const simd::mask_of<S> hidden = dead[v] | (score == none);
       S x = score - offset[v];
       if constexpr (!InBits) x = x * S(T(simd::log2_e));
-      const S p = simd::select(hidden, zero, simd::exp2(x));
+      const S p = simd::select(hidden, zero, simd::exp2_of_weight<!InBits>(x));
       const S gradient = simd::load_aligned<S>(gradients + v * n);
       simd::store_aligned(scores + v * n, p);
       simd::store_aligned(gradients + v * n, simd::select(hidden, zero, p * (gradient - delta[v])));
